@@ -1,1 +1,20 @@
-//! engine
+//! The runtime under Isthmus, and the contract between its layers.
+//!
+//! A [`Volume`] is a named run of blocks; a [`Channel`] is its half on one shard, where [`Io`]s go down and come back.
+//! A [`Shard`] is a thread with its own io_uring, timers and memory; shards send each other closures and share no
+//! object of the data path. This room knows nothing of NVMe.
+//!
+//! `unsafe` lives in `mem` and `ring` alone.
+
+mod emulate;
+mod io;
+pub mod mem;
+pub mod ring;
+mod shard;
+pub mod stats;
+mod volume;
+
+pub use io::{Io, IoError, IoId, IoResult, Op, Origin, Request, Scope};
+pub use shard::{Config, OnTimer, Poller, PollerId, Shard, ShardHandle, Shards, Sim, Task, TimerId, Wake};
+pub use stats::VolumeStats;
+pub use volume::{Channel, ChannelRef, Issuer, Limits, Reason, Volume};

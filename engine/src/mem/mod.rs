@@ -1,0 +1,16 @@
+#![allow(unsafe_code)] // mapped and shared memory: each block says why it is sound
+//! Memory that I/O moves through: pool buffers, guest maps, and scatter-gather lists over both.
+//!
+//! Nothing here hands out a `&[u8]` to memory that another party (a guest, the kernel, another shard) may write.
+//! Such memory is reached by copy-in, copy-out, iovecs and `&[AtomicU8]` alone.
+
+mod buf;
+mod guest;
+mod mapping;
+mod sgl;
+mod sigbus;
+
+pub use buf::{Buf, pool_bytes};
+pub use guest::{Access, GuestMemory, MemError, Region, RegionId, SglBuilder};
+pub use mapping::Mapping;
+pub use sgl::{Seg, Sgl};

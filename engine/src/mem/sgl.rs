@@ -1,0 +1,323 @@
+//! Scatter-gather lists: a few segments, and the owner that keeps their bytes alive.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
+
+use smallvec::SmallVec;
+
+use super::guest::{Region, RegionId};
+use super::{Buf, Mapping};
+
+/// A run of bytes. Only meaningful beside the [`Sgl`] that keeps it alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seg {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+impl Seg {
+    pub(super) fn new(ptr: NonNull<u8>, len: usize) -> Self {
+        Seg { ptr, len }
+    }
+
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.ptr
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// Bytes in the run.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the run has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The run's address in this process: what alignment is judged by.
+    pub fn addr(&self) -> usize {
+        self.ptr.as_ptr() as usize
+    }
+
+    fn part(&self, at: usize, len: usize) -> Seg {
+        debug_assert!(at <= self.len && len <= self.len - at);
+        // SAFETY: `at` is within the run (checked by the callers, asserted above).
+        Seg { ptr: unsafe { self.ptr.add(at) }, len }
+    }
+}
+
+/// Who keeps the segments' bytes alive.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Owner {
+    #[default]
+    None,
+    Buf(Buf),
+    Region(Arc<Region>),
+    Regions(Arc<[Arc<Region>]>),
+    #[expect(dead_code, reason = "held to keep the mapping alive")]
+    Mapping(Arc<Mapping>),
+}
+
+/// A scatter-gather list: memory of one I/O, in order.
+///
+/// Cloning or slicing it shares the bytes and keeps them alive. The bytes may change under a reader at any time, so
+/// they are copied, handed to the kernel, or transformed; never borrowed as `&[u8]` (but see [`Sgl::bytes_mut`]).
+#[derive(Clone, Debug, Default)]
+pub struct Sgl {
+    segs: SmallVec<[Seg; 3]>,
+    len: usize,
+    owner: Owner,
+}
+
+// SAFETY: the segments point into memory that `owner` keeps alive, whichever thread drops it; all owners are Send + Sync.
+unsafe impl Send for Sgl {}
+
+impl Sgl {
+    /// A list of no bytes.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    pub(super) fn of_buf(buf: Buf, seg: Seg) -> Self {
+        Sgl { len: seg.len, segs: SmallVec::from_slice(&[seg]), owner: Owner::Buf(buf) }
+    }
+
+    pub(super) fn of_parts(segs: SmallVec<[Seg; 3]>, owner: Owner) -> Self {
+        Sgl { len: segs.iter().map(Seg::len).sum(), segs, owner }
+    }
+
+    /// Bytes in all.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The segments, in order.
+    pub fn segs(&self) -> &[Seg] {
+        &self.segs
+    }
+
+    /// Bytes `at .. at + len` as a list of its own, which keeps the same memory alive.
+    ///
+    /// # Panics
+    /// If the range is not within the list.
+    pub fn slice(&self, at: usize, len: usize) -> Sgl {
+        let mut segs = SmallVec::new();
+        self.each(at, len, |seg| segs.push(seg));
+        Sgl { segs, len, owner: self.owner.clone() }
+    }
+
+    /// Calls `f` with each run of bytes `at .. at + len`.
+    fn each(&self, at: usize, len: usize, mut f: impl FnMut(Seg)) {
+        assert!(at.checked_add(len).is_some_and(|end| end <= self.len), "range outside the list");
+        let (mut skip, mut left) = (at, len);
+        for seg in &self.segs {
+            if left == 0 {
+                break;
+            }
+            if skip >= seg.len {
+                skip -= seg.len;
+                continue;
+            }
+            let n = (seg.len - skip).min(left);
+            f(seg.part(skip, n));
+            skip = 0;
+            left -= n;
+        }
+    }
+
+    /// Writes `bytes` into the memory from offset `at` on.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub fn copy_in(&self, at: usize, bytes: &[u8]) {
+        let mut from = bytes;
+        self.each(at, bytes.len(), |seg| {
+            let (now, rest) = from.split_at(seg.len);
+            // SAFETY: the owner keeps `seg.len` bytes alive at `seg.ptr`, and they are never borrowed as a reference,
+            // so `now` cannot overlap them. Another party may write them at the same time; bytes have no invalid value.
+            unsafe { seg.ptr.as_ptr().copy_from_nonoverlapping(now.as_ptr(), seg.len) };
+            from = rest;
+        });
+    }
+
+    /// Reads `bytes.len()` bytes from offset `at` on; each byte is read once.
+    ///
+    /// # Panics
+    /// If the range is not within the list.
+    pub fn copy_out(&self, at: usize, bytes: &mut [u8]) {
+        let mut done = 0;
+        self.each(at, bytes.len(), |seg| {
+            let to = &mut bytes[done..done + seg.len];
+            // SAFETY: as in `copy_in`; `to` is a private slice.
+            unsafe { seg.ptr.as_ptr().copy_to_nonoverlapping(to.as_mut_ptr(), seg.len) };
+            done += seg.len;
+        });
+    }
+
+    /// Writes zeroes over bytes `at .. at + len`.
+    pub fn zero(&self, at: usize, len: usize) {
+        // SAFETY: as in `copy_in`.
+        self.each(at, len, |seg| unsafe { seg.ptr.as_ptr().write_bytes(0, seg.len) });
+    }
+
+    /// Copies all of `from` to the start of this list.
+    ///
+    /// # Panics
+    /// If `from` is longer.
+    pub fn copy_from(&self, from: &Sgl) {
+        let mut at = 0;
+        for seg in &from.segs {
+            let mut source = *seg;
+            self.each(at, seg.len, |to| {
+                // SAFETY: both owners keep the bytes alive; `copy` allows them to overlap.
+                unsafe { to.ptr.as_ptr().copy_from(source.ptr.as_ptr(), to.len) };
+                source = source.part(to.len, source.len - to.len);
+            });
+            at += seg.len;
+        }
+    }
+
+    /// Whether the bytes equal `other`'s. Each side is read once.
+    pub fn same_bytes(&self, other: &Sgl) -> bool {
+        if self.len != other.len {
+            return false;
+        }
+        let (mut a, mut b) = ([0u8; 1024], [0u8; 1024]);
+        let mut at = 0;
+        while at < self.len {
+            let n = (self.len - at).min(a.len());
+            self.copy_out(at, &mut a[..n]);
+            other.copy_out(at, &mut b[..n]);
+            if a[..n] != b[..n] {
+                return false;
+            }
+            at += n;
+        }
+        true
+    }
+
+    /// Calls `f` with a private copy of bytes `at .. at + len`, in pieces of at most 4 KiB: for checksums.
+    pub fn each_copy(&self, at: usize, len: usize, mut f: impl FnMut(&[u8])) {
+        let mut page = [0u8; 4096];
+        let end = at + len;
+        let mut at = at;
+        while at < end {
+            let n = (end - at).min(page.len());
+            self.copy_out(at, &mut page[..n]);
+            f(&page[..n]);
+            at += n;
+        }
+    }
+
+    /// The bytes as runs that anyone may change at any time: what a transform reads from or writes to.
+    pub fn atomics(&self) -> impl Iterator<Item = &[AtomicU8]> {
+        // SAFETY: the owner keeps the bytes alive while `self` is borrowed; `AtomicU8` has the layout of `u8` and
+        // allows for other writers.
+        self.segs
+            .iter()
+            .map(|seg| unsafe { std::slice::from_raw_parts(seg.ptr.as_ptr().cast::<AtomicU8>(), seg.len) })
+    }
+
+    /// The bytes as an ordinary slice, if they are one run of a pool buffer that nothing else holds.
+    pub fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        let [seg] = self.segs[..] else { return None };
+        match &mut self.owner {
+            Owner::Buf(buf) if buf.is_unique() => {
+                // SAFETY: the only reference to the buffer is ours, borrowed mutably; the run is within it.
+                Some(unsafe { std::slice::from_raw_parts_mut(seg.ptr.as_ptr(), seg.len) })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether any of the memory belongs to guest region `id`.
+    pub fn touches(&self, id: RegionId) -> bool {
+        match &self.owner {
+            Owner::Region(r) => r.id() == id,
+            Owner::Regions(rs) => rs.iter().any(|r| r.id() == id),
+            _ => false,
+        }
+    }
+
+    /// Whether every segment's address and length are multiples of `align` bytes (a power of two).
+    pub fn is_aligned(&self, align: usize) -> bool {
+        self.segs.iter().all(|s| (s.addr() | s.len) & (align - 1) == 0)
+    }
+
+    pub(crate) fn iovecs(&self, skip: usize, max: usize, to: &mut Vec<libc::iovec>) {
+        self.each(skip, self.len - skip, |seg| {
+            if to.len() < max {
+                to.push(libc::iovec { iov_base: seg.as_ptr().cast(), iov_len: seg.len });
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn three() -> (Vec<Buf>, Sgl) {
+        let bufs: Vec<Buf> = (0..3).map(|_| Buf::zeroed(512)).collect();
+        let segs = bufs.iter().map(|b| b.sgl(10, 100).segs[0]).collect();
+        (bufs, Sgl::of_parts(segs, Owner::None))
+    }
+
+    #[test]
+    fn copies_cross_segments() {
+        let (_bufs, sgl) = three();
+        let bytes: Vec<u8> = (0..200).map(|i| i as u8).collect();
+        sgl.copy_in(50, &bytes);
+        let mut back = vec![0; 300];
+        sgl.copy_out(0, &mut back);
+        assert_eq!(back[50..250], bytes);
+        assert!(back[..50].iter().chain(&back[250..]).all(|&b| b == 0));
+        let part = sgl.slice(90, 20);
+        assert_eq!(part.segs().len(), 2);
+        let mut few = [0; 20];
+        part.copy_out(0, &mut few);
+        assert_eq!(few, bytes[40..60]);
+    }
+
+    #[test]
+    fn list_to_list() {
+        let (_a, from) = three();
+        let (_b, to) = three();
+        from.copy_in(0, &[9; 300]);
+        assert!(!from.same_bytes(&to));
+        to.copy_from(&from);
+        assert!(from.same_bytes(&to));
+        to.zero(299, 1);
+        assert!(!from.same_bytes(&to));
+    }
+
+    #[test]
+    fn a_private_buffer_is_a_slice() {
+        let buf = Buf::zeroed(512);
+        let mut sgl = buf.sgl(0, 512);
+        assert!(sgl.bytes_mut().is_none(), "`buf` still shares it");
+        drop(buf);
+        sgl.bytes_mut().unwrap()[0] = 1;
+        let other = sgl.clone();
+        assert!(sgl.bytes_mut().is_none());
+        drop(other);
+        assert_eq!(sgl.bytes_mut().unwrap()[0], 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "outside")]
+    fn a_range_outside_is_refused() {
+        let (_b, sgl) = three();
+        sgl.copy_in(290, &[0; 20]);
+    }
+}

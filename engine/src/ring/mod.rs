@@ -1,0 +1,304 @@
+#![allow(unsafe_code)] // the kernel shares memory with the ring: each block says why it is sound
+//! The shard's io_uring. What a kernel operation uses moves into a slot of the ring and comes back with its
+//! completion; nothing can be freed or moved under the kernel.
+
+mod op;
+mod socket;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use slab::Slab;
+
+pub use op::{Completion, Fd, RingOp};
+pub use socket::{MAX_FDS, receive_with_fds, send_with_fds};
+
+use op::Slot;
+
+/// Submission entries; what does not fit waits in its slot.
+const ENTRIES: u32 = 512;
+/// The user data of what the ring itself asks for.
+const BELL: u64 = u64::MAX;
+const CANCEL: u64 = u64::MAX - 1;
+const TIMEOUT: u64 = u64::MAX - 2;
+
+/// Who is told of an operation's end.
+pub trait RingClient {
+    /// The operation ended: its result as the kernel gave it, and what had moved into the ring.
+    fn done(self: Rc<Self>, completion: Completion, cookie: u64);
+}
+
+/// Names an operation in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpId {
+    key: usize,
+    seq: u64,
+}
+
+/// One io_uring and its slots.
+pub struct Ring {
+    uring: RefCell<IoUring>,
+    slots: RefCell<Slab<Box<Slot>>>,
+    spare: RefCell<Vec<Box<Slot>>>,
+    /// Slots whose entry did not fit yet.
+    waiting: RefCell<VecDeque<usize>>,
+    cancels: RefCell<Vec<u64>>,
+    in_flight: Cell<usize>,
+    unsubmitted: Cell<bool>,
+    bell: Cell<Option<RawFd>>,
+    seq: Cell<u64>,
+    reaped: RefCell<Vec<(u64, i32)>>,
+}
+
+/// What this process needs of the kernel.
+pub const MINIMUM_KERNEL: &str = "5.19";
+
+impl Ring {
+    /// A new ring on this thread.
+    ///
+    /// # Errors
+    /// Where the kernel refuses io_uring, the error says what refused it and what to change.
+    pub fn new() -> io::Result<Self> {
+        let build = |flags: bool| {
+            let mut b = IoUring::builder();
+            b.setup_clamp().setup_cqsize(ENTRIES * 8);
+            if flags {
+                b.setup_coop_taskrun().setup_taskrun_flag().setup_single_issuer();
+            }
+            b.build(ENTRIES)
+        };
+        let uring = build(true)
+            .or_else(|e| if e.raw_os_error() == Some(libc::EINVAL) { build(false) } else { Err(e) });
+        let uring = uring.map_err(|e| explain(&e))?;
+        let p = uring.params();
+        if !(p.is_feature_ext_arg() && p.is_feature_nodrop() && p.is_feature_fast_poll()) {
+            return Err(io::Error::other(format!(
+                "this kernel's io_uring is too old: Linux {MINIMUM_KERNEL} or later is needed"
+            )));
+        }
+        Ok(Ring {
+            uring: RefCell::new(uring),
+            slots: RefCell::default(),
+            spare: RefCell::default(),
+            waiting: RefCell::default(),
+            cancels: RefCell::default(),
+            in_flight: Cell::new(0),
+            unsubmitted: Cell::new(false),
+            bell: Cell::new(None),
+            seq: Cell::new(0),
+            reaped: RefCell::default(),
+        })
+    }
+
+    /// Starts `op`; `client` is told of its end with `cookie`, in a later turn. It reaches the kernel at the end of
+    /// this turn.
+    pub fn start(&self, op: RingOp, client: Rc<dyn RingClient>, cookie: u64) -> OpId {
+        let mut slot = self.spare.borrow_mut().pop().unwrap_or_default();
+        let seq = self.seq.get() + 1;
+        self.seq.set(seq);
+        slot.fill(op, client, cookie, seq);
+        let key = self.slots.borrow_mut().insert(slot);
+        self.in_flight.set(self.in_flight.get() + 1);
+        if !self.waiting.borrow().is_empty() || !self.push(key) {
+            self.waiting.borrow_mut().push_back(key);
+        }
+        OpId { key, seq }
+    }
+
+    /// As [`Ring::start`], as a future.
+    pub fn run(&self, op: RingOp) -> impl Future<Output = Completion> + use<> {
+        let waiter = Rc::new(op::Waiter::default());
+        self.start(op, waiter.clone(), 0);
+        op::Wait(waiter)
+    }
+
+    /// Asks the kernel to end an operation early; its client hears of its end as always (ECANCELED, or a short
+    /// result, or its ordinary end).
+    pub fn cancel(&self, id: OpId) {
+        if self.slots.borrow().get(id.key).is_some_and(|s| s.seq() == id.seq) {
+            self.cancels.borrow_mut().push(id.key as u64);
+        }
+    }
+
+    /// Operations that the kernel has or will have.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.get()
+    }
+
+    fn push(&self, key: usize) -> bool {
+        let mut slots = self.slots.borrow_mut();
+        let Some(slot) = slots.get_mut(key) else { return true };
+        let entry = slot.entry().user_data(key as u64);
+        self.push_entry(&entry)
+    }
+
+    fn push_entry(&self, entry: &squeue::Entry) -> bool {
+        let mut uring = self.uring.borrow_mut();
+        // SAFETY: what the entry points to is in a slot (boxed, so it does not move) or lasts for ever, and stays
+        // there until the completion is reaped.
+        if unsafe { uring.submission().push(entry) }.is_ok() {
+            self.unsubmitted.set(true);
+            return true;
+        }
+        let _ = uring.submit();
+        // SAFETY: as above.
+        let pushed = unsafe { uring.submission().push(entry) }.is_ok();
+        if pushed {
+            self.unsubmitted.set(true);
+        }
+        pushed
+    }
+
+    /// Tells clients what ended. Whether anything did.
+    pub(crate) fn reap(&self) -> bool {
+        let mut reaped = std::mem::take(&mut *self.reaped.borrow_mut());
+        {
+            let mut uring = self.uring.borrow_mut();
+            if uring.submission().taskrun() || uring.submission().cq_overflow() {
+                // Completions wait for the kernel to run our task work. GETEVENTS without waiting does.
+                // SAFETY: no argument is passed.
+                let _ = unsafe { uring.submitter().enter::<libc::sigset_t>(0, 0, 1, None) };
+            }
+            reaped.extend(uring.completion().map(|c: cqueue::Entry| (c.user_data(), c.result())));
+        }
+        let mut any = false;
+        for (user_data, result) in reaped.drain(..) {
+            match user_data {
+                CANCEL | TIMEOUT => continue,
+                BELL => self.arm_bell(),
+                key => self.finish(key as usize, result),
+            }
+            any = true;
+        }
+        *self.reaped.borrow_mut() = reaped;
+        self.push_waiting();
+        any
+    }
+
+    fn finish(&self, key: usize, result: i32) {
+        let Some(mut slot) = self.slots.borrow_mut().try_remove(key) else { return };
+        self.in_flight.set(self.in_flight.get() - 1);
+        let ended = slot.end(result);
+        {
+            let mut spare = self.spare.borrow_mut();
+            if spare.len() < 1024 {
+                spare.push(slot);
+            }
+        }
+        if let Some((client, completion, cookie)) = ended {
+            client.done(completion, cookie);
+        }
+    }
+
+    fn push_waiting(&self) {
+        loop {
+            let Some(key) = self.waiting.borrow().front().copied() else { break };
+            if !self.push(key) {
+                break;
+            }
+            self.waiting.borrow_mut().pop_front();
+        }
+        let cancels = std::mem::take(&mut *self.cancels.borrow_mut());
+        for key in cancels {
+            let entry = opcode::AsyncCancel::new(key).build().user_data(CANCEL);
+            if !self.push_entry(&entry) {
+                self.cancels.borrow_mut().push(key);
+            }
+        }
+    }
+
+    /// Hands the batch to the kernel. Whether there was one.
+    pub(crate) fn submit(&self) -> bool {
+        if !self.cancels.borrow().is_empty() {
+            self.push_waiting();
+        }
+        if !self.unsubmitted.replace(false) {
+            return false;
+        }
+        if self.uring.borrow().submit().is_err() {
+            // EBUSY or EAGAIN: what was not taken stays queued and goes with the next turn.
+            self.unsubmitted.set(true);
+        }
+        true
+    }
+
+    /// Watches an eventfd: when it becomes readable, [`Ring::wait`] returns.
+    pub(crate) fn watch(&self, bell: RawFd) {
+        self.bell.set(Some(bell));
+        self.arm_bell();
+    }
+
+    fn arm_bell(&self) {
+        if let Some(fd) = self.bell.get() {
+            let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).build().user_data(BELL);
+            let _ = self.push_entry(&entry);
+        }
+    }
+
+    /// Hands the batch over and waits for a completion, at most for `timeout`.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) {
+        self.push_waiting();
+        self.unsubmitted.set(false);
+        let uring = self.uring.borrow();
+        let _ = match timeout {
+            None => uring.submit_and_wait(1),
+            Some(t) => {
+                let t = types::Timespec::new().sec(t.as_secs()).nsec(t.subsec_nanos());
+                uring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&t))
+            }
+        };
+    }
+
+    /// Cancels everything and waits until the kernel has let go of it. Clients still hear of each end.
+    pub(crate) fn drain(&self) {
+        self.bell.set(None);
+        for _ in 0..1000 {
+            if self.in_flight() == 0 {
+                return;
+            }
+            let all = opcode::AsyncCancel2::new(types::CancelBuilder::any().all()).build().user_data(CANCEL);
+            let _ = self.push_entry(&all);
+            self.wait(Some(Duration::from_millis(10)));
+            self.reap();
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // Slots that the kernel still has must outlive it: closing the ring cancels, but not at once.
+        if self.in_flight() > 0 {
+            std::mem::take(&mut *self.slots.borrow_mut())
+                .into_iter()
+                .for_each(|(_, slot)| std::mem::forget(slot));
+        }
+    }
+}
+
+fn explain(e: &io::Error) -> io::Error {
+    let cure = match e.raw_os_error() {
+        Some(libc::EPERM) => match std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
+            .as_deref()
+            .map(str::trim)
+        {
+            Ok("2") => "kernel.io_uring_disabled is 2: set it to 0 (sysctl -w kernel.io_uring_disabled=0)",
+            Ok("1") => {
+                "kernel.io_uring_disabled is 1: set it to 0, or run in the group of kernel.io_uring_group, or with CAP_SYS_ADMIN"
+            }
+            _ => {
+                "a seccomp filter refuses it: allow io_uring_setup, io_uring_enter and io_uring_register (in a container: a seccomp profile that has them)"
+            }
+        },
+        Some(libc::ENOSYS) => "this kernel has none: Linux 5.19 or later with CONFIG_IO_URING is needed",
+        Some(libc::ENOMEM) => {
+            "locked memory is exhausted: raise RLIMIT_MEMLOCK (LimitMEMLOCK= in a systemd unit)"
+        }
+        _ => return io::Error::new(e.kind(), format!("io_uring_setup: {e}")),
+    };
+    io::Error::new(e.kind(), format!("io_uring is not available ({e}): {cure}"))
+}

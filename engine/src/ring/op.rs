@@ -1,0 +1,267 @@
+//! Operations, and the slots that own what the kernel uses.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use io_uring::{opcode, squeue, types};
+
+use super::RingClient;
+use crate::mem::Sgl;
+
+/// A file or socket that operations share.
+pub type Fd = Arc<OwnedFd>;
+
+/// What the kernel takes at once, in iovecs.
+const MAX_IOVECS: usize = 1024;
+
+/// What a shard asks of the kernel.
+#[derive(Debug)]
+pub enum RingOp {
+    /// Reads from a file at a byte offset into `sgl` from its byte `skip` on.
+    Read {
+        /// The file.
+        fd: Fd,
+        /// Byte offset in it.
+        offset: u64,
+        /// Memory.
+        sgl: Sgl,
+        /// Bytes of `sgl` to pass over.
+        skip: usize,
+    },
+    /// Writes to a file at a byte offset.
+    Write {
+        /// The file.
+        fd: Fd,
+        /// Byte offset in it.
+        offset: u64,
+        /// Memory.
+        sgl: Sgl,
+        /// Bytes of `sgl` to pass over.
+        skip: usize,
+        /// Completes when the medium has it (RWF_DSYNC).
+        dsync: bool,
+    },
+    /// fdatasync(2).
+    Fdatasync {
+        /// The file.
+        fd: Fd,
+    },
+    /// fallocate(2).
+    Fallocate {
+        /// The file.
+        fd: Fd,
+        /// FALLOC_FL_*.
+        mode: i32,
+        /// Byte offset.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Receives what a stream socket has, into `sgl` from its byte `skip` on. A result of 0 is the peer's end.
+    Receive {
+        /// The socket.
+        fd: Fd,
+        /// Memory.
+        sgl: Sgl,
+        /// Bytes of `sgl` to pass over.
+        skip: usize,
+    },
+    /// Sends lists in order on a stream socket, passing over the first `skip` bytes. May send less than all.
+    Send {
+        /// The socket.
+        fd: Fd,
+        /// Memory.
+        sgls: Vec<Sgl>,
+        /// Bytes to pass over.
+        skip: usize,
+    },
+    /// Accepts one connection; see [`Completion::accepted`].
+    Accept {
+        /// The listening socket.
+        fd: Fd,
+    },
+    /// Connects a socket.
+    Connect {
+        /// The socket.
+        fd: Fd,
+        /// To where.
+        addr: SocketAddr,
+    },
+    /// Waits until a descriptor is ready: POLLIN, POLLOUT. The result is the events that are.
+    Poll {
+        /// The descriptor.
+        fd: Fd,
+        /// POLL* bits.
+        events: u32,
+    },
+}
+
+/// An operation that ended.
+#[derive(Debug)]
+pub struct Completion {
+    /// What had moved into the ring.
+    pub op: RingOp,
+    /// The kernel's result: bytes, a descriptor, events.
+    pub result: io::Result<u32>,
+}
+
+impl Completion {
+    /// The connection that an `Accept` gave.
+    ///
+    /// # Errors
+    /// The operation's.
+    pub fn accepted(self) -> io::Result<OwnedFd> {
+        let fd = self.result?;
+        match self.op {
+            // SAFETY: the kernel has just made this descriptor for us, and this consumes the only word of it.
+            RingOp::Accept { .. } => Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+}
+
+/// An operation in flight and everything that it points to. Boxed by the ring: it does not move while the kernel
+/// looks at it.
+pub(super) struct Slot {
+    op: Option<RingOp>,
+    client: Option<Rc<dyn RingClient>>,
+    cookie: u64,
+    seq: u64,
+    iovecs: Vec<libc::iovec>,
+    msghdr: libc::msghdr,
+    addr: Option<socket2::SockAddr>,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Slot {
+            op: None,
+            client: None,
+            cookie: 0,
+            seq: 0,
+            iovecs: Vec::new(),
+            // SAFETY: an all-zero msghdr is valid: no name, no buffers, no control data.
+            msghdr: unsafe { std::mem::zeroed() },
+            addr: None,
+        }
+    }
+}
+
+impl Slot {
+    pub(super) fn fill(&mut self, op: RingOp, client: Rc<dyn RingClient>, cookie: u64, seq: u64) {
+        (self.op, self.client, self.cookie, self.seq) = (Some(op), Some(client), cookie, seq);
+        self.iovecs.clear();
+        match &self.op {
+            Some(
+                RingOp::Read { sgl, skip, .. }
+                | RingOp::Write { sgl, skip, .. }
+                | RingOp::Receive { sgl, skip, .. },
+            ) => {
+                sgl.iovecs(*skip, MAX_IOVECS, &mut self.iovecs);
+            }
+            Some(RingOp::Send { sgls, skip, .. }) => {
+                let mut skip = *skip;
+                for sgl in sgls {
+                    if skip >= sgl.len() {
+                        skip -= sgl.len();
+                        continue;
+                    }
+                    sgl.iovecs(skip, MAX_IOVECS, &mut self.iovecs);
+                    skip = 0;
+                }
+            }
+            Some(RingOp::Connect { addr, .. }) => self.addr = Some((*addr).into()),
+            _ => {}
+        }
+        self.msghdr.msg_iov = self.iovecs.as_mut_ptr();
+        self.msghdr.msg_iovlen = self.iovecs.len();
+    }
+
+    pub(super) fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// The entry for the kernel; it points into this slot.
+    pub(super) fn entry(&mut self) -> squeue::Entry {
+        let fd = |fd: &Fd| types::Fd(fd.as_raw_fd());
+        let (iov, n) = (self.iovecs.as_ptr(), self.iovecs.len() as u32);
+        let one = (self.iovecs.len() == 1).then(|| (self.iovecs[0].iov_base, self.iovecs[0].iov_len as u32));
+        match &self.op {
+            Some(RingOp::Read { fd: f, offset, .. }) => {
+                opcode::Readv::new(fd(f), iov, n).offset(*offset).build()
+            }
+            Some(RingOp::Write { fd: f, offset, dsync, .. }) => {
+                let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
+                opcode::Writev::new(fd(f), iov, n).offset(*offset).rw_flags(flags).build()
+            }
+            Some(RingOp::Fdatasync { fd: f }) => {
+                opcode::Fsync::new(fd(f)).flags(types::FsyncFlags::DATASYNC).build()
+            }
+            Some(RingOp::Fallocate { fd: f, mode, offset, len }) => {
+                opcode::Fallocate::new(fd(f), *len).mode(*mode).offset(*offset).build()
+            }
+            Some(RingOp::Receive { fd: f, .. }) => match one {
+                Some((base, len)) => opcode::Recv::new(fd(f), base.cast(), len).build(),
+                None => opcode::RecvMsg::new(fd(f), &raw mut self.msghdr).build(),
+            },
+            Some(RingOp::Send { fd: f, .. }) => {
+                let flags = libc::MSG_NOSIGNAL as u32;
+                opcode::SendMsg::new(fd(f), &raw const self.msghdr).flags(flags).build()
+            }
+            Some(RingOp::Accept { fd: f }) => {
+                let flags = libc::SOCK_CLOEXEC;
+                opcode::Accept::new(fd(f), std::ptr::null_mut(), std::ptr::null_mut()).flags(flags).build()
+            }
+            Some(RingOp::Connect { fd: f, .. }) => {
+                let (at, len) = self.addr.as_ref().map_or((std::ptr::null(), 0), |a| (a.as_ptr(), a.len()));
+                opcode::Connect::new(fd(f), at.cast(), len).build()
+            }
+            Some(RingOp::Poll { fd: f, events }) => opcode::PollAdd::new(fd(f), *events).build(),
+            None => opcode::Nop::new().build(),
+        }
+    }
+
+    pub(super) fn end(&mut self, result: i32) -> Option<(Rc<dyn RingClient>, Completion, u64)> {
+        let (op, client) = (self.op.take()?, self.client.take()?);
+        let result = u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
+        Some((client, Completion { op, result }, self.cookie))
+    }
+}
+
+/// The client behind [`super::Ring::run`].
+#[derive(Default)]
+pub(super) struct Waiter {
+    got: Cell<Option<Completion>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl RingClient for Waiter {
+    fn done(self: Rc<Self>, completion: Completion, _cookie: u64) {
+        self.got.set(Some(completion));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+pub(super) struct Wait(pub(super) Rc<Waiter>);
+
+impl Future for Wait {
+    type Output = Completion;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
+        match self.0.got.take() {
+            Some(completion) => Poll::Ready(completion),
+            None => {
+                self.0.waker.replace(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}

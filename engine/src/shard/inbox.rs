@@ -1,0 +1,123 @@
+//! What other threads ask of a shard: closures, run in its next turn.
+
+use std::cell::Cell;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::Shard;
+
+type Message = Box<dyn FnOnce(&Shard) + Send>;
+
+/// Reaches one shard from anywhere.
+#[derive(Clone)]
+pub struct ShardHandle {
+    id: usize,
+    to: Sender<Message>,
+    wake: Arc<Bell>,
+}
+
+struct Bell {
+    asleep: AtomicBool,
+    event: EventFd,
+}
+
+impl ShardHandle {
+    /// The shard's number.
+    pub fn id(&self) -> usize {
+        self.id
+    }
+
+    /// Runs `f` on the shard in its next turn; after the shard stopped, never.
+    pub fn run(&self, f: impl FnOnce(&Shard) + Send + 'static) {
+        if self.to.send(Box::new(f)).is_err() {
+            return;
+        }
+        fence(Ordering::SeqCst);
+        if self.wake.asleep.swap(false, Ordering::SeqCst) {
+            let _ = self.wake.event.write(1);
+        }
+    }
+
+    /// As [`ShardHandle::run`], and waits for what `f` gives; `None` if the shard stopped. Never called on a shard.
+    pub fn call<R: Send + 'static>(&self, f: impl FnOnce(&Shard) -> R + Send + 'static) -> Option<R> {
+        let (tx, rx) = std::sync::mpsc::sync_channel(1);
+        self.run(move |shard| drop(tx.send(f(shard))));
+        rx.recv().ok()
+    }
+}
+
+impl std::fmt::Debug for ShardHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ShardHandle({})", self.id)
+    }
+}
+
+pub(super) struct Inbox {
+    id: usize,
+    from: Receiver<Message>,
+    to: Sender<Message>,
+    /// A message taken while looking whether there is one.
+    next: Cell<Option<Message>>,
+    wake: Arc<Bell>,
+}
+
+impl Inbox {
+    pub(super) fn new(id: usize) -> std::io::Result<Self> {
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let (to, from) = channel();
+        let wake = Arc::new(Bell { asleep: AtomicBool::new(false), event });
+        Ok(Inbox { id, from, to, next: Cell::new(None), wake })
+    }
+
+    pub(super) fn handle(&self) -> ShardHandle {
+        ShardHandle { id: self.id, to: self.to.clone(), wake: self.wake.clone() }
+    }
+
+    fn take(&self) -> Option<Message> {
+        if let Some(m) = self.next.take() {
+            return Some(m);
+        }
+        match self.from.try_recv() {
+            Ok(m) => Some(m),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
+        }
+    }
+
+    /// Runs what is there, up to a budget.
+    pub(super) fn run(&self, shard: &Shard) -> bool {
+        let mut any = false;
+        for _ in 0..256 {
+            let Some(message) = self.take() else { break };
+            message(shard);
+            any = true;
+        }
+        any
+    }
+
+    pub(super) fn has_messages(&self) -> bool {
+        let next = self.take();
+        let any = next.is_some();
+        self.next.set(next);
+        any
+    }
+
+    /// The descriptor that becomes readable when a message comes for a sleeping shard.
+    pub(super) fn bell(&self) -> RawFd {
+        self.wake.event.as_raw_fd()
+    }
+
+    /// Before the last look: from now on messages ring the bell.
+    pub(super) fn arm(&self) {
+        self.wake.asleep.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    pub(super) fn disarm(&self) {
+        self.wake.asleep.store(false, Ordering::SeqCst);
+        let _ = self.wake.event.read();
+    }
+}

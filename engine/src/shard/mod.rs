@@ -1,0 +1,251 @@
+//! A shard: one thread, its ring, its timers, its share of everything. Shards share no data-plane object; they send
+//! each other closures.
+
+mod inbox;
+mod poller;
+mod run;
+mod tasks;
+mod timers;
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+pub use inbox::ShardHandle;
+pub use poller::{Poller, PollerId, Wake};
+pub use run::{Config, Shards, Sim};
+pub use tasks::Task;
+pub use timers::{OnTimer, TimerId};
+
+use crate::io::{Io, IoResult};
+use crate::ring::Ring;
+use crate::volume::{Channel, ChannelRef, WeakChannelRef};
+
+thread_local! {
+    static CURRENT: RefCell<Option<Shard>> = const { RefCell::new(None) };
+}
+
+/// The shard whose turn it is on this thread, in nanoseconds of its clock; zero outside a turn.
+pub(crate) fn now() -> u64 {
+    CURRENT.with_borrow(|s| s.as_ref().map_or(0, Shard::now))
+}
+
+pub(crate) fn completed(io: Io, result: IoResult) {
+    let orphan = CURRENT.with_borrow(|s| match s {
+        Some(shard) => {
+            shard.0.completed.borrow_mut().push_back((io, result));
+            None
+        }
+        None => Some(io),
+    });
+    // Outside a turn the shard is gone, and with it everyone who waits.
+    std::mem::forget(orphan);
+}
+
+/// What one turn of the clock reads.
+enum Clock {
+    Real(Instant),
+    /// Moves only when the simulation has nothing else to do.
+    Virtual(Rc<Cell<u64>>),
+}
+
+impl Clock {
+    fn read(&self) -> u64 {
+        match self {
+            Clock::Real(start) => start.elapsed().as_nanos() as u64,
+            Clock::Virtual(now) => now.get(),
+        }
+    }
+}
+
+struct Inner {
+    id: usize,
+    clock: Clock,
+    now: Cell<u64>,
+    ring: Ring,
+    inbox: inbox::Inbox,
+    timers: timers::Timers,
+    tasks: tasks::Tasks,
+    pollers: poller::Pollers,
+    completed: RefCell<VecDeque<(Io, IoResult)>>,
+    dirty: RefCell<Vec<Rc<dyn Channel>>>,
+    channels: RefCell<HashMap<usize, WeakChannelRef>>,
+    locals: RefCell<HashMap<u64, Rc<dyn Any>>>,
+    stopping: Cell<bool>,
+}
+
+/// A handle on the shard of this thread; cheap to clone, never leaves the thread.
+#[derive(Clone)]
+pub struct Shard(Rc<Inner>);
+
+impl Shard {
+    fn new(id: usize, clock: Clock, ring: Ring, inbox: inbox::Inbox) -> Self {
+        Shard(Rc::new(Inner {
+            id,
+            now: Cell::new(clock.read()),
+            clock,
+            ring,
+            inbox,
+            timers: timers::Timers::default(),
+            tasks: tasks::Tasks::default(),
+            pollers: poller::Pollers::default(),
+            completed: RefCell::default(),
+            dirty: RefCell::default(),
+            channels: RefCell::default(),
+            locals: RefCell::default(),
+            stopping: Cell::new(false),
+        }))
+    }
+
+    /// The shard whose turn it is on this thread.
+    pub fn current() -> Option<Shard> {
+        CURRENT.with_borrow(Clone::clone)
+    }
+
+    /// Its number, from 0.
+    pub fn id(&self) -> usize {
+        self.0.id
+    }
+
+    /// Nanoseconds on the shard's clock, read once in a while during a turn: monotonic, cheap, a few microseconds old.
+    pub fn now(&self) -> u64 {
+        self.0.now.get()
+    }
+
+    /// How others reach this shard.
+    pub fn handle(&self) -> ShardHandle {
+        self.0.inbox.handle()
+    }
+
+    /// The shard's ring.
+    pub fn ring(&self) -> &Ring {
+        &self.0.ring
+    }
+
+    /// Notes that `channel` has something to send at the end of this turn: its [`Channel::kick`] is called once for
+    /// each call of this. Channels keep a flag of their own so that a batch notes itself once.
+    pub fn dirty(&self, channel: Rc<dyn Channel>) {
+        self.0.dirty.borrow_mut().push(channel);
+    }
+
+    /// Calls `target` with `cookie` in the first turn at or after `delay` from now.
+    pub fn timer(&self, delay: Duration, target: Rc<dyn OnTimer>, cookie: u64) -> TimerId {
+        let at = self.now().saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX));
+        self.0.timers.add(at, target, cookie)
+    }
+
+    /// Forgets a timer; nothing happens if it has fired.
+    pub fn cancel_timer(&self, id: TimerId) {
+        self.0.timers.remove(id);
+    }
+
+    /// Runs `future` on this shard, in its turns, until it ends or the returned task is dropped.
+    pub fn spawn(&self, future: impl Future<Output = ()> + 'static) -> Task {
+        self.0.tasks.spawn(Box::pin(future))
+    }
+
+    /// A future that is ready `delay` from now.
+    pub fn sleep(&self, delay: Duration) -> impl Future<Output = ()> + use<> {
+        timers::Sleep::new(self.clone(), delay)
+    }
+
+    /// Adds what is looked at in every turn.
+    pub fn add_poller(&self, poller: Rc<dyn Poller>) -> PollerId {
+        self.0.pollers.add(poller)
+    }
+
+    /// Forgets a poller.
+    pub fn remove_poller(&self, id: PollerId) {
+        self.0.pollers.remove(id);
+    }
+
+    /// Keeps `object` on this shard under `key`, for closures that come from elsewhere; the one that was there goes.
+    pub fn put_local(&self, key: u64, object: Rc<dyn Any>) {
+        self.0.locals.borrow_mut().insert(key, object);
+    }
+
+    /// The object under `key`, if it is a `T`.
+    pub fn local<T: 'static>(&self, key: u64) -> Option<Rc<T>> {
+        self.0.locals.borrow().get(&key).cloned()?.downcast().ok()
+    }
+
+    /// Lets go of the object under `key`.
+    pub fn take_local(&self, key: u64) -> Option<Rc<dyn Any>> {
+        self.0.locals.borrow_mut().remove(&key)
+    }
+
+    pub(crate) fn channel(&self, key: usize) -> Option<ChannelRef> {
+        self.0.channels.borrow().get(&key)?.upgrade()
+    }
+
+    pub(crate) fn keep_channel(&self, key: usize, channel: &ChannelRef) {
+        let mut channels = self.0.channels.borrow_mut();
+        if channels.len() >= 64 && channels.len().is_power_of_two() {
+            channels.retain(|_, c| c.upgrade().is_some());
+        }
+        channels.insert(key, channel.downgrade());
+    }
+
+    fn tick(&self) {
+        self.0.now.set(self.0.clock.read());
+    }
+
+    /// Runs `f` as this shard.
+    fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
+        let before = CURRENT.replace(Some(self.clone()));
+        let result = f();
+        CURRENT.set(before);
+        result
+    }
+
+    /// One turn, without the wait at its end. Whether anything happened.
+    fn turn(&self) -> bool {
+        self.tick();
+        let mut busy = self.0.pollers.poll();
+        busy |= self.0.ring.reap();
+        busy |= self.0.inbox.run(self);
+        busy |= self.0.timers.fire(self.now());
+        busy |= self.0.tasks.run();
+        // Completions make I/O, and I/O makes completions: what this batch adds runs in it too, up to a budget, so
+        // that a stack of layers costs one turn and a guest cannot hold one for ever.
+        let mut budget = 4096;
+        loop {
+            busy |= self.deliver(&mut budget);
+            if !self.kick() || budget == 0 {
+                break;
+            }
+        }
+        busy |= self.0.ring.submit();
+        busy
+    }
+
+    fn deliver(&self, budget: &mut usize) -> bool {
+        let mut any = false;
+        self.tick();
+        while *budget > 0 {
+            let Some((io, result)) = self.0.completed.borrow_mut().pop_front() else { break };
+            io.deliver(result);
+            *budget -= 1;
+            any = true;
+        }
+        any
+    }
+
+    /// Kicks what is dirty; whether completions are waiting afterwards.
+    fn kick(&self) -> bool {
+        let dirty = std::mem::take(&mut *self.0.dirty.borrow_mut());
+        for channel in dirty {
+            channel.kick();
+        }
+        !self.0.completed.borrow().is_empty()
+    }
+
+    fn has_work(&self) -> bool {
+        !self.0.completed.borrow().is_empty()
+            || !self.0.dirty.borrow().is_empty()
+            || self.0.inbox.has_messages()
+            || self.0.tasks.has_ready()
+    }
+}

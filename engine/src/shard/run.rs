@@ -1,0 +1,257 @@
+//! How shards run: each on a thread of its own in real time, or all on one thread in virtual time.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::inbox::Inbox;
+use super::{Clock, Shard, ShardHandle, Wake};
+use crate::ring::Ring;
+
+/// How shards are started.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// One shard for each entry, pinned to that CPU if one is named.
+    pub cpus: Vec<Option<usize>>,
+    /// How long a shard looks for work before it sleeps.
+    pub spin: Duration,
+    /// The longest that a sleeping shard goes without looking at pollers that no event announces.
+    pub look: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { cpus: vec![None], spin: Duration::from_micros(50), look: Duration::from_millis(2) }
+    }
+}
+
+/// Time a shard spent at work and asleep, in nanoseconds.
+#[derive(Debug, Default)]
+struct Usage {
+    busy: AtomicU64,
+    total: AtomicU64,
+}
+
+/// The shards of this process.
+#[derive(Debug)]
+pub struct Shards {
+    handles: Vec<ShardHandle>,
+    threads: Vec<JoinHandle<()>>,
+    usage: Vec<Arc<Usage>>,
+}
+
+impl Shards {
+    /// Starts them.
+    ///
+    /// # Errors
+    /// Those of io_uring_setup(2) with what to do about them (see [`crate::ring::Ring::new`]), of thread creation, and
+    /// of pinning.
+    pub fn start(config: &Config) -> io::Result<Self> {
+        let mut shards = Shards { handles: Vec::new(), threads: Vec::new(), usage: Vec::new() };
+        for (id, cpu) in config.cpus.iter().copied().enumerate() {
+            let (tx, rx) = std::sync::mpsc::sync_channel(1);
+            let usage = Arc::<Usage>::default();
+            let (config, theirs) = (config.clone(), usage.clone());
+            let run = move || {
+                let shard = match make(id, cpu) {
+                    Ok(shard) => shard,
+                    Err(e) => return drop(tx.send(Err(e))),
+                };
+                let _ = tx.send(Ok(shard.handle()));
+                work(&shard, &config, &theirs);
+            };
+            let thread = std::thread::Builder::new().name(format!("shard{id}")).spawn(run)?;
+            let handle = rx.recv().map_err(|_| io::Error::other("the shard ended at once"))??;
+            shards.handles.push(handle);
+            shards.threads.push(thread);
+            shards.usage.push(usage);
+        }
+        Ok(shards)
+    }
+
+    /// How to reach each of them.
+    pub fn handles(&self) -> &[ShardHandle] {
+        &self.handles
+    }
+
+    /// Share of the time that each shard was awake since it started, 0 to 1.
+    pub fn busy(&self) -> Vec<f64> {
+        let share = |u: &Arc<Usage>| {
+            u.busy.load(Ordering::Relaxed) as f64 / u.total.load(Ordering::Relaxed).max(1) as f64
+        };
+        self.usage.iter().map(share).collect()
+    }
+
+    /// Stops them after their present turn and waits: the caller has drained them before.
+    pub fn stop(self) {
+        for handle in &self.handles {
+            handle.run(|shard| shard.0.stopping.set(true));
+        }
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn make(id: usize, cpu: Option<usize>) -> io::Result<Shard> {
+    if let Some(cpu) = cpu {
+        let mut set = nix::sched::CpuSet::new();
+        set.set(cpu)?;
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
+            .map_err(|e| io::Error::other(format!("cannot pin shard {id} to CPU {cpu}: {e}")))?;
+    }
+    Ok(Shard::new(id, Clock::Real(Instant::now()), Ring::new()?, Inbox::new(id)?))
+}
+
+/// The life of a shard's thread.
+fn work(shard: &Shard, config: &Config, usage: &Usage) {
+    let (spin, look) = (config.spin.as_nanos() as u64, config.look.as_nanos() as u64);
+    shard.0.ring.watch(shard.0.inbox.bell());
+    shard.enter(|| {
+        let mut idle_since = shard.now();
+        let mut looked = idle_since;
+        while !shard.0.stopping.get() {
+            let before = shard.now();
+            if shard.turn() {
+                idle_since = shard.now();
+                account(usage, idle_since - before, idle_since - before);
+                continue;
+            }
+            let now = shard.now();
+            account(usage, now - before, now - before);
+            if now - idle_since < spin && now - looked < spin {
+                std::hint::spin_loop();
+                continue;
+            }
+            sleep(shard, look.min(((now - idle_since) / 4).max(spin)));
+            looked = shard.now();
+            account(usage, 0, looked - now);
+            if looked - now < 1000 {
+                // The sleep was no sleep: something had come.
+                idle_since = looked;
+            }
+        }
+        shard.0.ring.drain();
+    });
+}
+
+fn account(usage: &Usage, busy: u64, total: u64) {
+    let add = |to: &AtomicU64, n| to.store(to.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    add(&usage.busy, busy);
+    add(&usage.total, total);
+}
+
+/// Waits in the ring until an event, a timer, or (if a poller needs it) `look` nanoseconds have passed.
+fn sleep(shard: &Shard, look: u64) {
+    let inner = &shard.0;
+    inner.inbox.arm();
+    let wake = inner.pollers.sleep();
+    if wake != Wake::Busy && !shard.has_work() {
+        let mut wait = None;
+        if wake == Wake::Look {
+            wait = Some(look);
+        }
+        if let Some(at) = inner.timers.first() {
+            let due = at.saturating_sub(inner.clock.read());
+            wait = Some(wait.map_or(due, |w| w.min(due)));
+        }
+        inner.ring.wait(wait.map(Duration::from_nanos));
+    }
+    inner.inbox.disarm();
+    shard.tick();
+}
+
+/// Shards on the calling thread, in virtual time: deterministic, and hours pass in no time. For tests.
+pub struct Sim {
+    shards: Vec<Shard>,
+    now: Rc<Cell<u64>>,
+}
+
+impl Sim {
+    /// `n` shards.
+    ///
+    /// # Errors
+    /// Those of io_uring_setup(2).
+    pub fn new(n: usize) -> io::Result<Self> {
+        let now = Rc::new(Cell::new(0));
+        let shards = (0..n)
+            .map(|id| Ok(Shard::new(id, Clock::Virtual(now.clone()), Ring::new()?, Inbox::new(id)?)))
+            .collect::<io::Result<_>>()?;
+        Ok(Sim { shards, now })
+    }
+
+    /// How to reach each of them.
+    pub fn handles(&self) -> Vec<ShardHandle> {
+        self.shards.iter().map(Shard::handle).collect()
+    }
+
+    /// Virtual time since the start.
+    pub fn now(&self) -> Duration {
+        Duration::from_nanos(self.now.get())
+    }
+
+    /// Runs `f` as shard `id`, between turns.
+    pub fn on<R>(&self, id: usize, f: impl FnOnce(&Shard) -> R) -> R {
+        let shard = &self.shards[id];
+        shard.enter(|| f(shard))
+    }
+
+    /// Takes turns until `done`, or until nothing can happen any more. Whether it is done.
+    pub fn run_until(&self, mut done: impl FnMut() -> bool) -> bool {
+        loop {
+            if done() {
+                return true;
+            }
+            let mut busy = false;
+            for shard in &self.shards {
+                busy |= shard.enter(|| shard.turn() || shard.has_work());
+            }
+            if busy {
+                continue;
+            }
+            // Real I/O first: it takes no virtual time.
+            if let Some(shard) = self.shards.iter().find(|s| s.0.ring.in_flight() > 0) {
+                let timers = self.shards.iter().any(|s| s.0.timers.first().is_some());
+                let before = Instant::now();
+                // With timers pending the kernel's part may be one that waits for a peer: look briefly, then go on.
+                let wait = Duration::from_millis(if timers { 1 } else { 2000 });
+                shard.enter(|| shard.0.ring.wait(Some(wait)));
+                if before.elapsed() < wait {
+                    continue;
+                }
+            }
+            let Some(next) = self.shards.iter().filter_map(|s| s.0.timers.first()).min() else {
+                return done();
+            };
+            self.now.set(self.now.get().max(next));
+        }
+    }
+
+    /// Lets `time` pass.
+    pub fn advance(&self, time: Duration) {
+        let until = self.now.get() + time.as_nanos() as u64;
+        struct Never;
+        impl super::OnTimer for Never {
+            fn on_timer(self: Rc<Self>, _cookie: u64) {}
+        }
+        if let Some(first) = self.shards.first() {
+            first.enter(|| {
+                first.tick();
+                first.timer(time, Rc::new(Never), 0)
+            });
+        }
+        self.run_until(|| self.now.get() >= until);
+    }
+}
+
+impl Drop for Sim {
+    fn drop(&mut self) {
+        for shard in &self.shards {
+            shard.enter(|| shard.0.ring.drain());
+        }
+    }
+}
