@@ -1,1 +1,12 @@
-//! middleend
+//! What happens to blocks between the host and the medium: volumes that stand on another volume.
+//!
+//! Each of them takes any volume below it and is one to whatever is above, so they stack in any order. None keeps
+//! anything of its own on the medium.
+#![forbid(unsafe_code)]
+
+pub mod crypt;
+
+#[cfg(test)]
+mod testing;
+
+pub use crypt::CryptVolume;
