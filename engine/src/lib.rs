@@ -9,12 +9,15 @@
 mod emulate;
 mod io;
 pub mod mem;
+mod proxy;
 pub mod ring;
 mod shard;
 pub mod stats;
+pub mod testing;
 mod volume;
 
 pub use io::{Io, IoError, IoId, IoResult, Op, Origin, Request, Scope};
+pub use proxy::proxy;
 pub use shard::{Config, OnTimer, Poller, PollerId, Shard, ShardHandle, Shards, Sim, Task, TimerId, Wake};
 pub use stats::VolumeStats;
 pub use volume::{Channel, ChannelRef, Issuer, Limits, Reason, Volume};

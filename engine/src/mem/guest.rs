@@ -317,7 +317,9 @@ mod tests {
         b.push(&m, 0x1ff0, 32, Access::Write).unwrap();
         let two = b.finish();
         assert!(two.touches(first.id()) && two.touches(m.regions()[1].id()) && two.segs().len() == 2);
-        let m = m.without(first.id());
+        let rest = m.without(first.id());
+        drop(m);
+        let m = rest;
         assert_eq!(m.load_u32(0x1000), Err(MemError::Unmapped(0x1000)));
         assert_eq!(Arc::strong_count(&first), 3, "this test and two lists");
     }
