@@ -52,12 +52,14 @@ impl Shards {
     /// of pinning.
     pub fn start(config: &Config) -> io::Result<Self> {
         let mut shards = Shards { handles: Vec::new(), threads: Vec::new(), usage: Vec::new() };
+        // One zero for all clocks, so that times may cross shards.
+        let zero = Instant::now();
         for (id, cpu) in config.cpus.iter().copied().enumerate() {
             let (tx, rx) = std::sync::mpsc::sync_channel(1);
             let usage = Arc::<Usage>::default();
             let (config, theirs) = (config.clone(), usage.clone());
             let run = move || {
-                let shard = match make(id, cpu) {
+                let shard = match make(id, cpu, zero) {
                     Ok(shard) => shard,
                     Err(e) => return drop(tx.send(Err(e))),
                 };
@@ -97,14 +99,14 @@ impl Shards {
     }
 }
 
-fn make(id: usize, cpu: Option<usize>) -> io::Result<Shard> {
+fn make(id: usize, cpu: Option<usize>, zero: Instant) -> io::Result<Shard> {
     if let Some(cpu) = cpu {
         let mut set = nix::sched::CpuSet::new();
         set.set(cpu)?;
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
             .map_err(|e| io::Error::other(format!("cannot pin shard {id} to CPU {cpu}: {e}")))?;
     }
-    Ok(Shard::new(id, Clock::Real(Instant::now()), Ring::new()?, Inbox::new(id)?))
+    Ok(Shard::new(id, Clock::Real(zero), Ring::new()?, Inbox::new(id)?))
 }
 
 /// The life of a shard's thread.
