@@ -25,7 +25,7 @@ pub const INIT: &str = include_str!("init.sh");
 pub const MODULES: [&str; 8] =
     ["virtio_net", "nvme_tcp", "nvmet", "nvmet_tcp", "brd", "null_blk", "loop", "crc32c_intel"];
 
-const PROGRAMS: [&str; 4] = ["usr/bin/fio", "usr/sbin/nvme", "usr/sbin/mke2fs", "usr/sbin/e2fsck"];
+const PROGRAMS: [&str; 4] = ["usr/bin/fio", "usr/sbin/nvme", "usr/sbin/mkfs.ext4", "usr/sbin/fsck.ext4"];
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 
@@ -53,7 +53,7 @@ fn file_system(prefix: &Path, release: &str) -> Result<Vec<u8>> {
         for library in libraries(prefix, program)? {
             let content = fs::read(&library).with_context(|| library.display().to_string())?;
             let path = library.strip_prefix(prefix).context("a library outside the prefix")?;
-            add(&path.to_string_lossy(), 0o644, content);
+            add(&path.to_string_lossy(), 0o755, content);
         }
     }
     let modules = modules::read(&prefix.join("usr/lib/modules").join(release), &MODULES)?;

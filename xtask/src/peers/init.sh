@@ -2,7 +2,7 @@
 # The guest's first process: mounts what programs expect, brings the network up and runs the test's script. The last
 # line it prints tells the test how that ended.
 /bin/busybox --install -s /bin
-export PATH=/bin:/usr/bin:/usr/sbin HOME=/
+export PATH=/usr/sbin:/usr/bin:/bin HOME=/
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
@@ -17,6 +17,7 @@ if modprobe virtio_net && [ -e /sys/class/net/eth0 ]; then
     ip address add 10.0.2.15/24 dev eth0
     ip route add default via 10.0.2.2
 fi
+dmesg -c >/dev/null
 
 if sh -eu /script; then
     echo ISTHMUS-OK

@@ -1,0 +1,59 @@
+//! What the end-to-end tests share: finding the real peers, running the server, declaring objects over OPI.
+#![allow(dead_code, reason = "each test program uses a part")]
+
+pub mod opi;
+pub mod server;
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+
+/// A file or directory of the real peers that `cargo xtask` fetched, or `None` after saying that this test is skipped.
+pub fn peer(name: &str) -> Option<PathBuf> {
+    let Some(peers) = std::env::var_os("ISTHMUS_PEERS") else {
+        skip("ISTHMUS_PEERS is not set: run `cargo xtask test`");
+        return None;
+    };
+    let path = PathBuf::from(peers).join(name);
+    if !path.exists() {
+        skip(&format!("peer {name} could not be had"));
+        return None;
+    }
+    Some(path)
+}
+
+/// Says that the running test is skipped, and why: to the table of `cargo xtask test` where that runs us.
+pub fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let test = format!("{}::{}", env!("CARGO_CRATE_NAME"), thread.name().unwrap_or("test"));
+    eprintln!("{test} SKIPPED: {reason}");
+    if let Some(path) = std::env::var_os("ISTHMUS_SKIPS") {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+        file.write_all(format!("{test}\t{reason}\n").as_bytes()).unwrap();
+    }
+}
+
+/// The count of a repeated test: the first by default, the second under `cargo xtask soak`.
+pub fn count(test: u32, soak: u32) -> u32 {
+    if std::env::var_os("ISTHMUS_SOAK").is_some() { soak } else { test }
+}
+
+/// The seed of everything random in a test; it is printed, so that a failing run can be repeated.
+pub fn seed() -> u64 {
+    let given = std::env::var("ISTHMUS_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64);
+    println!("ISTHMUS_SEED={seed}");
+    seed
+}
+
+/// A loopback TCP port that nobody listens on now.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// The last lines of a log, for the message of a failed test.
+pub fn tail(log: &str, lines: usize) -> String {
+    let all: Vec<&str> = log.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
