@@ -175,33 +175,45 @@ impl Sgl {
     /// # Panics
     /// If `from` is longer.
     pub fn copy_from(&self, from: &Sgl) {
-        let mut at = 0;
-        for seg in &from.segs {
-            let mut source = *seg;
-            self.each(at, seg.len, |to| {
+        self.copy_part(0, from, 0, from.len);
+    }
+
+    /// Copies bytes `from_at .. from_at + len` of `from` to byte `at` of this list and on.
+    ///
+    /// # Panics
+    /// If a range is not within its list.
+    pub fn copy_part(&self, at: usize, from: &Sgl, from_at: usize, len: usize) {
+        let mut at = at;
+        from.each(from_at, len, |mut source| {
+            self.each(at, source.len, |to| {
                 // SAFETY: both owners keep the bytes alive; `copy` allows them to overlap.
                 unsafe { to.ptr.as_ptr().copy_from(source.ptr.as_ptr(), to.len) };
                 source = source.part(to.len, source.len - to.len);
+                at += to.len;
             });
-            at += seg.len;
-        }
+        });
     }
 
     /// Whether the bytes equal `other`'s. Each side is read once.
     pub fn same_bytes(&self, other: &Sgl) -> bool {
-        if self.len != other.len {
-            return false;
-        }
+        self.len == other.len && self.same_part(0, other, 0, self.len)
+    }
+
+    /// Whether bytes `at .. at + len` equal as many of `other` from `other_at` on. Each side is read once.
+    ///
+    /// # Panics
+    /// If a range is not within its list.
+    pub fn same_part(&self, at: usize, other: &Sgl, other_at: usize, len: usize) -> bool {
         let (mut a, mut b) = ([0u8; 1024], [0u8; 1024]);
-        let mut at = 0;
-        while at < self.len {
-            let n = (self.len - at).min(a.len());
-            self.copy_out(at, &mut a[..n]);
-            other.copy_out(at, &mut b[..n]);
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(a.len());
+            self.copy_out(at + done, &mut a[..n]);
+            other.copy_out(other_at + done, &mut b[..n]);
             if a[..n] != b[..n] {
                 return false;
             }
-            at += n;
+            done += n;
         }
         true
     }
@@ -299,6 +311,10 @@ mod tests {
         assert!(from.same_bytes(&to));
         to.zero(299, 1);
         assert!(!from.same_bytes(&to));
+        let (_c, part) = three();
+        part.copy_part(95, &from, 150, 110);
+        assert!(part.same_part(95, &from, 190, 110) && part.same_part(0, &part, 205, 95));
+        assert!(!part.same_part(94, &from, 0, 2));
     }
 
     #[test]

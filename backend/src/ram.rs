@@ -1,0 +1,210 @@
+//! A volume in memory: nothing of it outlives the process, and it takes room only for what was written.
+//!
+//! All shards share one mapping. So that no block is ever seen half written, whoever touches a stripe of 64 KiB (the
+//! largest block there is) holds one of a table of locks while it copies: one uncontended compare-and-swap in most
+//! I/Os, and a sleep of one copy's length at worst. Never two stripes at a time, but for the discard of many: it
+//! takes the locks in the order of the table, and gives all of a piece back in one call to the kernel.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use engine::mem::{Mapping, Sgl};
+use engine::{Channel, Io, IoError, IoResult, Limits, OnTimer, Op, Scope, Shard, Volume, VolumeStats};
+
+/// Bytes that one lock covers.
+const STRIPE: usize = 64 << 10;
+/// Locks in the table; stripes take them in turn.
+const LOCKS: usize = 1024;
+/// What one turn of a shard discards of a larger range, so that its other work goes on.
+const PIECE: usize = LOCKS * STRIPE;
+
+/// A lock on a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Line(RwLock<()>);
+
+/// See the module.
+#[derive(Debug)]
+pub struct RamVolume {
+    map: Arc<Mapping>,
+    locks: Box<[Line]>,
+    limits: Limits,
+    stats: VolumeStats,
+}
+
+impl RamVolume {
+    /// `blocks` blocks of `block_size` bytes, all zero.
+    ///
+    /// # Errors
+    /// `InvalidInput`: a block size that is no power of two from 512 to 65536, no blocks, or too many. Those of
+    /// mmap(2) when the address space has no such room.
+    pub fn new(block_size: u32, blocks: u64) -> io::Result<Arc<Self>> {
+        let bytes = crate::bytes_of(block_size, blocks)?;
+        let map = Mapping::anonymous(usize::try_from(bytes).map_err(io::Error::other)?)?;
+        let locks = (0..LOCKS).map(|_| Line::default()).collect();
+        let limits = Limits::full(block_size, blocks);
+        Ok(Arc::new(RamVolume { map: Arc::new(map), locks, limits, stats: VolumeStats::default() }))
+    }
+
+    fn lock(&self, stripe: usize) -> &RwLock<()> {
+        &self.locks[stripe % LOCKS].0
+    }
+
+    /// Calls `f` with each part of `range` that lies in one stripe, while nobody writes it.
+    fn reading(&self, range: Range<usize>, mut f: impl FnMut(Range<usize>)) {
+        for part in parts(range) {
+            let _shared = self.lock(part.start / STRIPE).read().unwrap_or_else(PoisonError::into_inner);
+            f(part);
+        }
+    }
+
+    /// As [`RamVolume::reading`], while nobody else reads or writes it.
+    fn writing(&self, range: Range<usize>, mut f: impl FnMut(Range<usize>)) {
+        for part in parts(range) {
+            let _alone = self.lock(part.start / STRIPE).write().unwrap_or_else(PoisonError::into_inner);
+            f(part);
+        }
+    }
+
+    /// Zeroes `range`, at most [`PIECE`] bytes, and gives its whole pages back.
+    fn discard(&self, range: Range<usize>) {
+        if range.len() <= STRIPE {
+            return self.writing(range, |part| self.map.discard(part.start, part.len()));
+        }
+        let touched = range.start / STRIPE..=(range.end - 1) / STRIPE;
+        let mut locks: Vec<usize> = touched.map(|stripe| stripe % LOCKS).collect();
+        locks.sort_unstable();
+        locks.dedup();
+        let take = |lock: &usize| self.locks[*lock].0.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone: Vec<_> = locks.iter().map(take).collect();
+        self.map.discard(range.start, range.len());
+    }
+}
+
+/// `range`, cut at the ends of stripes.
+fn parts(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        let start = at;
+        at = range.end.min((start / STRIPE + 1) * STRIPE);
+        (start < at).then_some(start..at)
+    })
+}
+
+impl Volume for RamVolume {
+    fn limits(&self) -> Limits {
+        self.limits.clone()
+    }
+
+    fn stats(&self) -> &VolumeStats {
+        &self.stats
+    }
+
+    fn open(self: Arc<Self>, shard: &Shard) -> Rc<dyn Channel> {
+        let bytes = self.map.sgl(0, self.map.len()).unwrap_or_default();
+        let (discards, armed) = (RefCell::default(), Cell::new(false));
+        Rc::new(RamChannel { volume: self, bytes, shard: shard.clone(), discards, armed })
+    }
+}
+
+/// A discard too large for one turn.
+struct Discard {
+    io: Io,
+    left: Range<usize>,
+}
+
+struct RamChannel {
+    volume: Arc<RamVolume>,
+    /// All of the volume: a hold of the shard's own, so that an I/O counts no references that shards share.
+    bytes: Sgl,
+    shard: Shard,
+    discards: RefCell<VecDeque<Discard>>,
+    /// A timer will go on with them.
+    armed: Cell<bool>,
+}
+
+impl RamChannel {
+    /// The bytes of the volume that `io` names; `None` beyond its end.
+    fn range(&self, io: &Io) -> Option<Range<usize>> {
+        let size = self.volume.limits.block_size as usize;
+        let start = usize::try_from(io.lba()).ok()?.checked_mul(size)?;
+        let end = start.checked_add((io.blocks() as usize).checked_mul(size)?)?;
+        let fits = end <= self.bytes.len() && (!io.op().has_data() || io.sgl().len() == end - start);
+        fits.then_some(start..end)
+    }
+
+    fn transfer(&self, io: &Io, range: Range<usize>) -> IoResult {
+        let (sgl, start) = (io.sgl(), range.start);
+        match io.op() {
+            Op::Read => self.volume.reading(range, |part| {
+                sgl.copy_part(part.start - start, &self.bytes, part.start, part.len());
+            }),
+            Op::Write { .. } => self.volume.writing(range, |part| {
+                self.bytes.copy_part(part.start, sgl, part.start - start, part.len());
+            }),
+            Op::Compare => {
+                let mut same = true;
+                self.volume.reading(range, |part| {
+                    same = same && self.bytes.same_part(part.start, sgl, part.start - start, part.len());
+                });
+                return if same { Ok(()) } else { Err(IoError::Miscompare) };
+            }
+            Op::Flush => {}
+            Op::WriteZeroes { .. } | Op::Unmap => {
+                if !range.is_empty() {
+                    self.volume.discard(range);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn arm(self: &Rc<Self>) {
+        if !self.discards.borrow().is_empty() && !self.armed.replace(true) {
+            // The shortest delay there is: the next turn.
+            self.shard.timer(Duration::from_nanos(1), self.clone(), 0);
+        }
+    }
+}
+
+impl Channel for RamChannel {
+    fn submit(self: Rc<Self>, io: Io) {
+        let Some(range) = self.range(&io) else { return io.complete(Err(IoError::OutOfRange)) };
+        if range.len() > PIECE && matches!(io.op(), Op::WriteZeroes { .. } | Op::Unmap) {
+            self.discards.borrow_mut().push_back(Discard { io, left: range });
+            return self.arm();
+        }
+        let result = self.transfer(&io, range);
+        io.complete(result);
+    }
+
+    fn revoke(&self, scope: Scope) {
+        let (revoked, rest) = self.discards.take().into_iter().partition(|d| scope.covers(&d.io));
+        self.discards.replace(rest);
+        let revoked: VecDeque<Discard> = revoked;
+        for discard in revoked {
+            discard.io.complete(Err(IoError::Aborted));
+        }
+    }
+}
+
+impl OnTimer for RamChannel {
+    fn on_timer(self: Rc<Self>, _cookie: u64) {
+        self.armed.set(false);
+        let Some(mut first) = self.discards.borrow_mut().pop_front() else { return };
+        let end = first.left.end.min(first.left.start + PIECE);
+        self.volume.discard(first.left.start..end);
+        first.left.start = end;
+        if first.left.is_empty() {
+            first.io.complete(Ok(()));
+        } else {
+            self.discards.borrow_mut().push_back(first);
+        }
+        self.arm();
+    }
+}
