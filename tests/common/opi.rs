@@ -63,6 +63,11 @@ impl Opi {
             .unwrap_or_else(|Refusal { code, message }| panic!("{rpc}: {code}: {message}"))
     }
 
+    /// Deletes what a resource name names, by the RPC of its kind.
+    pub fn delete(&mut self, rpc: &str, name: &str) {
+        self.call(rpc, json!({ "name": name }));
+    }
+
     /// A subsystem that any host may use, named `id`.
     pub fn subsystem(&mut self, id: &str, nqn: &str) {
         let subsystem = json!({ "spec": {

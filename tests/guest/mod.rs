@@ -54,6 +54,12 @@ impl Builder {
         })
     }
 
+    /// Another script.
+    pub fn script(mut self, script: &str) -> Self {
+        self.script = script.to_owned();
+        self
+    }
+
     /// Memory in MiB.
     pub fn memory(mut self, mebibytes: u32) -> Self {
         self.memory = mebibytes;
