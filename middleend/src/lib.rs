@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 pub mod crypt;
+pub mod qos;
 
 #[cfg(test)]
 mod testing;
 
 pub use crypt::CryptVolume;
+pub use qos::{Maxima, QosVolume};

@@ -199,6 +199,7 @@ impl Sim {
     /// Runs `f` as shard `id`, between turns.
     pub fn on<R>(&self, id: usize, f: impl FnOnce(&Shard) -> R) -> R {
         let shard = &self.shards[id];
+        shard.tick();
         shard.enter(|| f(shard))
     }
 
