@@ -23,7 +23,7 @@ nvme connect -t tcp -a $HOST -s $PORT -n $NQN
 disk=$(disk_of $NQN 1)
 nvme id-ctrl $disk | grep -E '^(vid|sn|mn|fr|mdts|ver|oncs|vwc|subnqn)'
 nvme id-ns $disk | grep -E '^(nsze|lbaf)'
-verify $disk 32m
+verify $disk 16m
 yes isthmus-over-tcp | head -c 1048576 >/tmp/pattern
 dd if=/tmp/pattern of=$disk bs=64k seek=512 oflag=direct conv=fsync 2>/dev/null
 before=$(dd if=$disk bs=1M count=40 iflag=direct 2>/dev/null | sha256sum)
@@ -34,7 +34,7 @@ nvme connect -t tcp -a $HOST -s $PORT -n $NQN --hdr-digest --data-digest --nr-io
 disk=$(disk_of $NQN 1)
 after=$(dd if=$disk bs=1M count=40 iflag=direct 2>/dev/null | sha256sum)
 [ "$before" = "$after" ]
-verify $disk 32m
+verify $disk 16m
 sleep 7
 nvme flush $disk
 nvme disconnect -n $NQN

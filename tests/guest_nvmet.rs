@@ -23,19 +23,19 @@ export_nvmet $REMOTE-digests /dev/ram1
 # through NSID DEVICE: writes through Isthmus, then compares with the RAM disk.
 through() {
     disk=$(disk_of $LOCAL $1)
-    verify $disk 32m
+    verify $disk 16m
     yes isthmus-$1 | head -c 262144 >/tmp/pattern
     dd if=/tmp/pattern of=$disk bs=64k seek=600 oflag=direct conv=fsync 2>/dev/null
     nvme write-zeroes $disk --start-block=76864 --block-count=7
-    nvme dsm $disk --ad --slbs=76928 --blocks=64
+    nvme dsm $disk --ad --slbs=77184 --blocks=64
     nvme flush $disk
     echo 3 >/proc/sys/vm/drop_caches
     dd if=$disk bs=1M iflag=direct 2>/dev/null | sha256sum >/tmp/through
     dd if=$2 bs=1M 2>/dev/null | sha256sum >/tmp/beneath
     cmp /tmp/through /tmp/beneath
     dd if=$2 bs=512 skip=76864 count=8 2>/dev/null | cmp -n 4096 - /dev/zero
-    dd if=$2 bs=64k skip=601 count=3 2>/dev/null >/tmp/beneath
-    dd if=/tmp/pattern bs=64k skip=1 count=3 2>/dev/null | cmp - /tmp/beneath
+    dd if=$2 bs=64k skip=601 count=2 2>/dev/null >/tmp/beneath
+    dd if=/tmp/pattern bs=64k skip=1 count=2 2>/dev/null | cmp - /tmp/beneath
 }
 nvme connect -t tcp -a $HOST -s $PORT -n $LOCAL
 mark plain

@@ -80,7 +80,7 @@ impl Chain {
 const WHOLE: &str = r#"
 disk=/dev/nvme0n1
 if [ "$(ask boot)" = first ]; then
-    lsblk 2>/dev/null || ls -l /dev/nvme*
+    ls -l /dev/nvme*
     for number in 1 2 3 4; do
         verify /dev/nvme0n$number 16m
         yes plain-for-isthmus-$number | head -c 1048576 >/tmp/pattern
@@ -152,7 +152,7 @@ fn decrypt(file: &std::path::Path, disk: &Disk, offset: u64, size: u64) -> Vec<u
 
 const STALL: &str = r#"
 fio --name=stall --filename=/dev/nvme0n1 --size=64m --rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio --direct=1 \
-    --rate_iops=600 --verify=crc32c --verify_backlog=256 --verify_fatal=1 --time_based --runtime=25 \
+    --rate_iops=600 --verify=crc32c --verify_backlog=256 --verify_fatal=1 --time_based --runtime=25 --eta=never \
     --output=/tmp/fio.log &
 fio=$!
 sleep 3

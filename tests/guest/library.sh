@@ -13,7 +13,7 @@ ask() {
 # Writes a block device at random places and reads all back, each block with its checksum: verify DEVICE SIZE
 verify() {
     fio --name=verify --filename="$1" --size="$2" --rw=randwrite --bsrange=4k-64k --iodepth=16 --ioengine=libaio \
-        --direct=1 --verify=crc32c --verify_fatal=1 --output=/tmp/fio.log || { cat /tmp/fio.log; return 1; }
+        --direct=1 --verify=crc32c --verify_fatal=1 --eta=never --output=/tmp/fio.log || { cat /tmp/fio.log; return 1; }
     grep -E 'IOPS=' /tmp/fio.log
 }
 
