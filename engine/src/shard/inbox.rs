@@ -117,7 +117,9 @@ impl Inbox {
     }
 
     pub(super) fn disarm(&self) {
-        self.wake.asleep.store(false, Ordering::SeqCst);
-        let _ = self.wake.event.read();
+        if !self.wake.asleep.swap(false, Ordering::SeqCst) {
+            // Somebody rang. If the ring of the bell is still on its way, it wakes the next sleep for nothing.
+            let _ = self.wake.event.read();
+        }
     }
 }

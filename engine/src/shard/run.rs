@@ -115,7 +115,6 @@ fn work(shard: &Shard, config: &Config, usage: &Usage) {
     shard.0.ring.watch(shard.0.inbox.bell());
     shard.enter(|| {
         let mut idle_since = shard.now();
-        let mut looked = idle_since;
         while !shard.0.stopping.get() {
             let before = shard.now();
             if shard.turn() {
@@ -125,12 +124,12 @@ fn work(shard: &Shard, config: &Config, usage: &Usage) {
             }
             let now = shard.now();
             account(usage, now - before, now - before);
-            if now - idle_since < spin && now - looked < spin {
+            if now - idle_since < spin {
                 std::hint::spin_loop();
                 continue;
             }
             sleep(shard, look.min(((now - idle_since) / 4).max(spin)));
-            looked = shard.now();
+            let looked = shard.now();
             account(usage, 0, looked - now);
             if looked - now < 1000 {
                 // The sleep was no sleep: something had come.
