@@ -44,8 +44,7 @@ mark digests
 through 2 /dev/ram1
 nvme disconnect -n $LOCAL
 no_complaint
-ask undeclare
-dmesg | grep -c 'nvmet.*disconnect' || true
+ask undeclare >/dev/null
 "#;
 
 #[test]

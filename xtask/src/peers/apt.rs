@@ -51,6 +51,10 @@ impl Apt {
         let codename = codename()?;
         let sources = sources::archives(Path::new("/etc/apt"), &codename);
         let source = sources.first().ok_or_else(|| anyhow!("apt has no source of {codename} main"))?;
+        Self::verified(root, source, &codename)
+    }
+
+    fn verified(root: &Path, source: &Source, codename: &str) -> Result<Self> {
         let suites = format!("{RELEASE} {BACKPORTS}");
         match Self::with(root, source, &suites) {
             Err(error) if unverified(&error) => {
