@@ -58,7 +58,7 @@ impl Apt {
         let suites = format!("{RELEASE} {BACKPORTS}");
         match Self::with(root, source, &suites) {
             Err(error) if unverified(&error) => {
-                let keyring = newer_keyring(&root.join("keyring"), source, &codename).context(
+                let keyring = newer_keyring(&root.join("keyring"), source, codename).context(
                     "this machine's keys do not verify the archive, and a newer keyring cannot be had",
                 )?;
                 Self::with(root, &Source { signed_by: Some(keyring), ..source.clone() }, &suites)
