@@ -14,7 +14,10 @@ use engine::{
     Channel, ChannelRef, Io, IoError, IoId, IoResult, Issuer, Limits, Op, Request, Scope, Shard, Volume,
     VolumeStats,
 };
-use xts::{KeyError, Xts};
+pub use xts::KeyError;
+use xts::Xts;
+
+use crate::names;
 
 /// Largest I/O in bytes: the largest buffer that the pools keep.
 const MAX_BYTES: u32 = 2 << 20;
@@ -109,12 +112,7 @@ impl Channel for CryptChannel {
 
     fn revoke(&self, scope: Scope) {
         for (id, revoked) in self.zeroing.borrow_mut().iter_mut() {
-            *revoked |= match scope {
-                Scope::Io(one) => one == *id,
-                Scope::Origin(origin) => origin == id.origin,
-                Scope::Region(_) => false,
-                Scope::All => true,
-            };
+            *revoked |= names(scope, *id);
         }
         self.below.revoke(scope);
     }

@@ -207,6 +207,14 @@ impl Waiting {
         [&mut self.reads, &mut self.writes]
     }
 
+    fn take_due(&mut self, class: Class, now: u64) -> Option<Io> {
+        let fifo = self.of(class);
+        if fifo.front()?.0 > now {
+            return None;
+        }
+        fifo.pop_front().map(|(_, io)| io)
+    }
+
     fn first(&self) -> Option<u64> {
         let heads = [self.reads.front(), self.writes.front()];
         heads.into_iter().flatten().map(|(due, _)| *due).min()
@@ -274,9 +282,8 @@ impl OnTimer for QosChannel {
         let now = self.shard.now();
         for class in [Class::Read, Class::Write] {
             loop {
-                let mut waiting = self.waiting.borrow_mut();
-                let Some((_, io)) = waiting.of(class).pop_front_if(|(due, _)| *due <= now) else { break };
-                drop(waiting);
+                let due = self.waiting.borrow_mut().take_due(class, now);
+                let Some(io) = due else { break };
                 self.clone().pass(io);
             }
         }

@@ -56,7 +56,7 @@ impl Bucket {
     }
 
     fn cost_of(&self, tokens: u64) -> u64 {
-        let cost = u128::from(tokens) * u128::from(self.cost.load(Relaxed)) >> FRACTION;
+        let cost = (u128::from(tokens) * u128::from(self.cost.load(Relaxed))) >> FRACTION;
         u64::try_from(cost).unwrap_or(u64::MAX)
     }
 }
