@@ -11,7 +11,7 @@
 
 #![no_std]
 #![forbid(unsafe_code)]
-#![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation))]
 
 #[cfg(target_endian = "big")]
 compile_error!("nvme-proto maps the specification's little-endian fields to plain integers");
@@ -42,13 +42,21 @@ macro_rules! bits {
     )+ };
 }
 
+/// Asserts that fields begin at the specification's byte numbers.
+#[cfg(test)]
+macro_rules! offsets {
+    ($t:ty: $($field:ident = $n:expr),+ $(,)?) => {
+        $(assert_eq!(core::mem::offset_of!($t, $field), $n, stringify!($field));)+
+    };
+}
+
 //M pub mod admin;
 //M pub mod aen;
 pub mod command;
 pub mod dptr;
 pub mod fabrics;
 //M pub mod feature;
-//M pub mod identify;
+pub mod identify;
 //M pub mod log;
 pub mod nqn;
 //M pub mod nvm;

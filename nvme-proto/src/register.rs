@@ -194,7 +194,7 @@ pub const NSSR_KEY: u32 = 0x4e56_4d65;
 /// Which doorbell lies `at` bytes into the doorbells, at stride 4: the queue, and whether it is its CQ head.
 /// `None` off a doorbell's first byte.
 pub const fn doorbell(at: u32) -> Option<(u16, bool)> {
-    if at % 4 != 0 || at / 8 > u16::MAX as u32 {
+    if !at.is_multiple_of(4) || at / 8 > u16::MAX as u32 {
         return None;
     }
     let b = (at / 8).to_le_bytes();
