@@ -1,6 +1,7 @@
 #![forbid(unsafe_code)]
 //! Where blocks live. Each volume here passes the engine's conformance kit.
 
+pub mod file;
 pub mod null;
 pub mod ram;
 

@@ -208,3 +208,63 @@ impl OnTimer for RamChannel {
         self.arm();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use engine::testing::{Collector, bytes, filled};
+    use engine::{ChannelRef, IoId, Sim};
+
+    use super::*;
+
+    #[test]
+    fn ranges_are_cut_at_stripes() {
+        let cut = |range| parts(range).collect::<Vec<_>>();
+        assert_eq!(cut(5..STRIPE + 1), [5..STRIPE, STRIPE..STRIPE + 1]);
+        assert_eq!(cut(STRIPE..2 * STRIPE), [STRIPE..2 * STRIPE; 1]);
+        assert!(cut(7..7).is_empty());
+    }
+
+    #[test]
+    fn a_large_discard_leaves_room_for_others_and_can_be_revoked() {
+        const UNMAP: Op = Op::Unmap;
+        let blocks = 4 * (PIECE / 4096) as u32;
+        let volume: Arc<dyn Volume> = RamVolume::new(4096, u64::from(blocks)).unwrap();
+        let sim = Sim::new(1).unwrap();
+        let channel = sim.on(0, |shard| ChannelRef::open(&volume, shard));
+        let c = Collector::new();
+        let last = u64::from(blocks) - 1;
+        let write = |tag, lba| c.submit(&channel, tag, Op::Write { fua: false }, lba, 1, filled(4096, 3));
+        sim.on(0, |_| [(1, 0), (2, last)].map(|(tag, lba)| write(tag, lba)));
+        assert!(sim.run_until(|| c.count() == 2));
+
+        sim.on(0, |_| c.submit(&channel, 3, UNMAP, 0, blocks, Sgl::empty()));
+        sim.on(0, |_| c.submit(&channel, 4, Op::Flush, 0, 0, Sgl::empty()));
+        assert!(sim.run_until(|| c.count() == 4));
+        assert_eq!(c.results()[2..], [(4, Ok(())), (3, Ok(()))], "the flush did not wait for the discard");
+        let back = [(5, 0), (6, last)].map(|(tag, lba)| {
+            let memory = filled(4096, 9);
+            sim.on(0, |_| c.submit(&channel, tag, Op::Read, lba, 1, memory.clone()));
+            memory
+        });
+        assert!(sim.run_until(|| c.count() == 6));
+        assert!(back.iter().all(|memory| bytes(memory) == [0; 4096]));
+
+        sim.on(0, |_| c.submit(&channel, 7, UNMAP, 0, blocks, Sgl::empty()));
+        sim.on(0, |_| channel.revoke(Scope::Io(IoId { origin: c.origin(), tag: 7 })));
+        assert!(sim.run_until(|| c.count() == 7));
+        assert_eq!(c.result(7), Some(Err(IoError::Aborted)));
+    }
+
+    #[test]
+    fn what_lies_outside_is_refused() {
+        let volume: Arc<dyn Volume> = RamVolume::new(512, 8).unwrap();
+        let sim = Sim::new(1).unwrap();
+        let channel = sim.on(0, |shard| ChannelRef::open(&volume, shard));
+        let c = Collector::new();
+        for (tag, lba) in [(1, 8), (2, u64::MAX)] {
+            sim.on(0, |_| c.submit(&channel, tag, Op::Read, lba, 1, filled(512, 0)));
+        }
+        assert!(sim.run_until(|| c.count() == 2));
+        assert!(c.results().iter().all(|(_, result)| *result == Err(IoError::OutOfRange)));
+    }
+}

@@ -2,6 +2,7 @@
 //! The shard's io_uring. What a kernel operation uses moves into a slot of the ring and comes back with its
 //! completion; nothing can be freed or moved under the kernel.
 
+mod file;
 mod op;
 mod socket;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use slab::Slab;
 
+pub use file::{DirectAlignment, direct_alignment};
 pub use op::{Completion, Fd, RingOp};
 pub use socket::{MAX_FDS, receive_with_fds, send_with_fds};
 
