@@ -9,6 +9,8 @@ pub mod fault;
 pub mod qos;
 
 #[cfg(test)]
+mod stacks;
+#[cfg(test)]
 mod testing;
 
 pub use crypt::{CryptVolume, KeyError};
