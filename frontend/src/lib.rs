@@ -1,1 +1,20 @@
-//! frontend
+//! Who asks for blocks: one NVMe controller model under its transports.
+//!
+//! A [`Subsystem`] is the control half: its namespaces, its hosts, its controllers; any thread may call it. A
+//! [`Controller`] lives on its home shard, where its admin queue is; a [`Queue`] lives on the shard of its connection
+//! or of its controller, and shares the namespaces' channels there with all other queues.
+
+#![forbid(unsafe_code)]
+
+mod controller;
+mod namespace;
+mod nvm;
+mod queue;
+mod subsystem;
+
+pub use controller::{AttachError, Config, Controller, Host, Port, QueueLink, QueueToken, Shared};
+pub use namespace::{Attachment, Drain, Namespace};
+pub use queue::{
+    AdminQueue, Completion, Data, Direction, Outcome, Queue, QueueConfig, Reply, Ticket, Transport,
+};
+pub use subsystem::{Local, MAX_NAMESPACES, Subsystem, SubsystemConfig, SubsystemError};

@@ -1,0 +1,164 @@
+//! Enable, reset, shutdown and end: once for all transports (Base 2.1, 3.5 to 3.7).
+
+use std::rc::Rc;
+
+use engine::{Io, IoId, IoResult, Issuer, Op, Origin, Request};
+use nvme_proto::register::{Cc, Csts};
+
+use super::Controller;
+
+/// Where a controller is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// CC.EN is 0, and nothing is in flight.
+    Disabled,
+    /// CSTS.RDY is 1.
+    Ready,
+    /// Waits for its queues to end.
+    Resetting,
+    /// CSTS.CFS is 1: only a reset helps.
+    Failed,
+    /// Waits for its queues to end, and then goes.
+    Ending,
+    /// Gone.
+    Ended,
+}
+
+/// CC.SHN values that ask for a shutdown are not zero; CSTS.SHST while it runs, and when it is complete.
+const SHST_OCCURRING: u8 = 1;
+const SHST_COMPLETE: u8 = 2;
+
+impl Controller {
+    /// CC was written.
+    pub(super) fn configure(self: &Rc<Self>, cc: Cc) {
+        let before = self.registers().cc;
+        self.edit(|r| r.cc = cc);
+        match (before.en(), cc.en()) {
+            (false, true) if self.phase.get() == Phase::Disabled => self.enable(),
+            (true, false) => self.reset(),
+            _ => {}
+        }
+        if cc.shn() != 0 && before.shn() == 0 {
+            self.shutdown();
+        }
+    }
+
+    fn enable(self: &Rc<Self>) {
+        let cc = self.registers().cc;
+        // The NVM command set, 4 KiB pages, round robin; entry sizes may be set later, but to nothing else.
+        let sizes = matches!(cc.iosqes(), 0 | 6) && matches!(cc.iocqes(), 0 | 4);
+        if cc.css() != 0 || cc.mps() != 0 || cc.ams() != 0 || cc.crime() || !sizes {
+            return self.fail();
+        }
+        self.phase.set(Phase::Ready);
+        if !self.port().enable(self) {
+            return self.fail();
+        }
+        self.shared.enable();
+        self.edit(|r| r.csts = Csts::new().with_rdy(true));
+    }
+
+    /// Gives up: CSTS.CFS is 1 until the host resets the controller.
+    pub fn fail(self: &Rc<Self>) {
+        if matches!(self.phase.get(), Phase::Disabled | Phase::Ready) {
+            self.phase.set(Phase::Failed);
+            self.edit(|r| r.csts.set_cfs(true));
+        }
+    }
+
+    /// Whether CSTS.RDY is 1.
+    pub fn is_ready(&self) -> bool {
+        self.registers().csts.rdy()
+    }
+
+    /// Resets the controller: CC.EN became 0, or the transport's own reset (then CC and the admin queue's registers
+    /// are cleared first, see [`Controller::clear`]). CSTS.RDY becomes 0 when the last command has ended.
+    pub fn reset(self: &Rc<Self>) {
+        if !matches!(self.phase.get(), Phase::Ready | Phase::Failed) {
+            return;
+        }
+        self.phase.set(Phase::Resetting);
+        if self.shared.close_queues(!self.config.fabrics) {
+            self.drained();
+        }
+    }
+
+    /// A reset of the transport (FLR, DEVICE_RESET): all registers as after power on, then as [`Controller::reset`].
+    pub fn clear(self: &Rc<Self>) {
+        self.edit(|r| *r = super::register::Registers { csts: r.csts, ..Default::default() });
+        self.reset();
+    }
+
+    /// Ends the controller: its queues are closed, their commands taken back; then its identifier is free and
+    /// [`super::Port::ended`] is called.
+    pub fn terminate(self: &Rc<Self>) {
+        if matches!(self.phase.get(), Phase::Ending | Phase::Ended) {
+            return;
+        }
+        self.phase.set(Phase::Ending);
+        if self.shared.close_queues(true) {
+            self.drained();
+        }
+    }
+
+    /// The queues that a reset or the end waited for are gone.
+    pub(super) fn drained(self: &Rc<Self>) {
+        match self.phase.get() {
+            Phase::Resetting => {
+                self.phase.set(Phase::Disabled);
+                self.edit(|r| r.csts = Csts::new());
+                self.forget_events();
+                self.port().disabled();
+                if self.registers().cc.en() {
+                    self.enable();
+                }
+            }
+            Phase::Ending => {
+                self.phase.set(Phase::Ended);
+                self.forget_events();
+                self.shared.subsystem().forget(self.shared.cntlid());
+                self.local.shard().take_local(self.shared.key());
+                self.port().ended();
+            }
+            _ => {}
+        }
+    }
+
+    /// CC.SHN: everything that hosts wrote is on the media before SHST says that the shutdown is complete.
+    fn shutdown(self: &Rc<Self>) {
+        self.edit(|r| r.csts.set_shst(SHST_OCCURRING));
+        let origin = Origin::new();
+        let flush = Rc::new(ShutdownFlush { controller: self.clone(), left: Default::default() });
+        for attachment in self.local.namespaces() {
+            flush.left.set(flush.left.get() + 1);
+            let mut io = Io::new(IoId { origin, tag: 0 });
+            *io.request_mut() = Request { op: Op::Flush, ..Request::default() };
+            io.forward(attachment.channel(self.local.shard()), flush.clone(), 0);
+        }
+        if flush.left.get() == 0 {
+            self.shutdown_complete();
+        }
+    }
+
+    fn shutdown_complete(&self) {
+        self.edit(|r| {
+            if r.csts.shst() == SHST_OCCURRING {
+                r.csts.set_shst(SHST_COMPLETE);
+            }
+        });
+    }
+}
+
+struct ShutdownFlush {
+    controller: Rc<Controller>,
+    left: std::cell::Cell<usize>,
+}
+
+impl Issuer for ShutdownFlush {
+    fn resume(self: Rc<Self>, _io: Io, _cookie: u64, _result: IoResult) {
+        self.left.set(self.left.get() - 1);
+        if self.left.get() == 0 {
+            self.controller.shutdown_complete();
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! A controller: registers, admin commands, events. It lives on its home shard, the shard of its admin queue; what
+//! queues on other shards need of it is in [`Shared`].
+
+mod lifecycle;
+mod register;
+mod shared;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use engine::Shard;
+use nvme_proto::{Sqe, Status};
+
+use crate::queue::{AdminQueue, Outcome, Reply, Ticket};
+use crate::subsystem::{Local, Subsystem, SubsystemError};
+use lifecycle::Phase;
+use register::Registers;
+
+pub use shared::{AttachError, Host, QueueLink, QueueToken, Shared};
+
+/// Bytes that one command moves at most (MDTS).
+pub const MAX_TRANSFER: u64 = 1 << 20;
+
+/// How a controller is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Queues are connections that survive a reset but for I/O queues; without it, PCIe: all queues go with a reset.
+    pub fabrics: bool,
+    /// Entries of the largest queue (MQES + 1): at least 2.
+    pub max_queue_entries: u16,
+    /// I/O queues that the host may have at most.
+    pub max_io_queues: u16,
+    /// IOCCSZ in 16 bytes; 0 on PCIe.
+    pub ioccsz: u32,
+    /// Keep Alive Timeout in milliseconds that the host asked for in Connect; 0 for none.
+    pub kato: u32,
+}
+
+/// What a controller asks of its transport, once for all its queues.
+pub trait Port {
+    /// CC.EN was set. PCIe makes the admin queue from AQA, ASQ and ACQ. `false` makes the controller fail (CSTS.CFS).
+    fn enable(&self, controller: &Rc<Controller>) -> bool {
+        let _ = controller;
+        true
+    }
+
+    /// The reset is complete: all its queues are gone, and CSTS.RDY is 0.
+    fn disabled(&self) {}
+
+    /// The controller has ended: all queues are gone, and so is its identifier.
+    fn ended(&self) {}
+
+    /// The interrupt mask: INTMS and INTMC as they read.
+    fn interrupt_mask(&self) -> u32 {
+        0
+    }
+
+    /// INTMS: masks vectors.
+    fn mask(&self, _vectors: u32) {}
+
+    /// INTMC: unmasks vectors.
+    fn unmask(&self, _vectors: u32) {}
+}
+
+/// One NVMe controller.
+pub struct Controller {
+    shared: Arc<Shared>,
+    local: Rc<Local>,
+    config: Config,
+    port: Box<dyn Port>,
+    registers: RefCell<Registers>,
+    phase: Cell<Phase>,
+}
+
+impl Controller {
+    /// A controller of `subsystem` whose home is `shard`. It is there until [`Controller::terminate`] has run its
+    /// course.
+    ///
+    /// # Errors
+    /// No controller identifier is left.
+    pub fn new(
+        subsystem: &Arc<Subsystem>,
+        shard: &Shard,
+        config: Config,
+        host: Option<Host>,
+        port: Box<dyn Port>,
+    ) -> Result<Rc<Self>, SubsystemError> {
+        let home = shard.handle();
+        let shared = subsystem.admit(|cntlid| {
+            Arc::new(Shared::new(cntlid, subsystem.clone(), host, home, config.max_io_queues))
+        })?;
+        let controller = Rc::new(Controller {
+            local: Local::of(subsystem, shard),
+            config,
+            port,
+            registers: RefCell::default(),
+            phase: Cell::new(Phase::Disabled),
+            shared: shared.clone(),
+        });
+        shard.put_local(shared.key(), controller.clone());
+        Ok(controller)
+    }
+
+    /// What other threads may use of it.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The subsystem on the home shard.
+    pub fn local(&self) -> &Rc<Local> {
+        &self.local
+    }
+
+    /// How it was made.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn port(&self) -> &dyn Port {
+        self.port.as_ref()
+    }
+
+    fn registers(&self) -> Registers {
+        *self.registers.borrow()
+    }
+
+    fn edit(&self, f: impl FnOnce(&mut Registers)) {
+        f(&mut self.registers.borrow_mut());
+    }
+
+    /// AQA, ASQ and ACQ, for the transport that makes the admin queue from them.
+    pub fn admin_queue_registers(&self) -> (nvme_proto::register::Aqa, u64, u64) {
+        let r = self.registers();
+        (r.aqa, r.asq, r.acq)
+    }
+
+    /// Executes an admin command; `queue` is answered later where the outcome says so.
+    pub fn admin(self: &Rc<Self>, queue: Rc<dyn AdminQueue>, ticket: Ticket, sqe: &Sqe) -> Outcome {
+        let _ = (queue, ticket, sqe);
+        Status::INVALID_OPCODE.dnr().into()
+    }
+
+    /// Executes an admin command whose data has come.
+    pub fn admin_data(self: &Rc<Self>, sqe: &Sqe, data: &[u8]) -> Reply {
+        let _ = (sqe, data);
+        Status::INVALID_OPCODE.dnr().into()
+    }
+
+    /// A namespace came, went, or changed.
+    pub(crate) fn namespace_changed(self: &Rc<Self>, nsid: u32) {
+        let _ = nsid;
+    }
+
+    /// The admin queue closes: its event requests are gone.
+    pub(crate) fn forget_events(&self) {}
+}

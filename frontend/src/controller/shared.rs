@@ -1,0 +1,248 @@
+//! What the shards of a controller's queues share of it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use engine::ShardHandle;
+use nvme_proto::Nqn;
+
+use super::Controller;
+use crate::subsystem::Subsystem;
+
+/// Who is at the other end of a fabrics controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// HOSTNQN.
+    pub nqn: Nqn,
+    /// HOSTID.
+    pub id: [u8; 16],
+}
+
+/// How a controller reaches one of its queues, on whichever shard it is.
+pub trait QueueLink: Send {
+    /// Takes everything back and ends the queue; its [`QueueToken`] is dropped when the last command has ended.
+    fn close(&self);
+
+    /// Takes one command back, if it is there and can be.
+    fn abort(&self, cid: u16);
+}
+
+/// Why a queue cannot be attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachError {
+    /// The controller is not enabled, or is being reset or shut down.
+    NotEnabled,
+    /// QID is beyond what was negotiated.
+    QidRange,
+    /// The controller has a queue with that QID.
+    QidInUse,
+}
+
+#[derive(Default)]
+struct Queues {
+    /// Whether I/O queues are taken.
+    enabled: bool,
+    links: BTreeMap<u16, Box<dyn QueueLink>>,
+    /// Somebody waits for all queues to end; `Some(true)`: the admin queue too.
+    waiting: Option<bool>,
+}
+
+/// The part of a controller that any thread may use.
+pub struct Shared {
+    cntlid: u16,
+    subsystem: Arc<Subsystem>,
+    host: Option<Host>,
+    home: ShardHandle,
+    /// I/O queues that the host may have.
+    io_queues: AtomicU16,
+    /// A command came since the keep-alive timer looked.
+    traffic: AtomicBool,
+    queues: Mutex<Queues>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        cntlid: u16,
+        subsystem: Arc<Subsystem>,
+        host: Option<Host>,
+        home: ShardHandle,
+        io_queues: u16,
+    ) -> Self {
+        Shared {
+            cntlid,
+            subsystem,
+            host,
+            home,
+            io_queues: AtomicU16::new(io_queues),
+            traffic: AtomicBool::new(false),
+            queues: Mutex::default(),
+        }
+    }
+
+    /// CNTLID.
+    pub fn cntlid(&self) -> u16 {
+        self.cntlid
+    }
+
+    /// The subsystem that it belongs to.
+    pub fn subsystem(&self) -> &Arc<Subsystem> {
+        &self.subsystem
+    }
+
+    /// The host, on fabrics.
+    pub fn host(&self) -> Option<&Host> {
+        self.host.as_ref()
+    }
+
+    /// The shard of its admin queue.
+    pub fn home(&self) -> &ShardHandle {
+        &self.home
+    }
+
+    /// I/O queues that the host may have.
+    pub fn io_queues(&self) -> u16 {
+        self.io_queues.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_io_queues(&self, n: u16) {
+        self.io_queues.store(n, Ordering::Relaxed);
+    }
+
+    /// Queues at the moment, with the admin queue.
+    pub fn queue_count(&self) -> usize {
+        self.queues().links.len()
+    }
+
+    /// Notes that the host is alive.
+    pub fn saw_traffic(&self) {
+        if !self.traffic.load(Ordering::Relaxed) {
+            self.traffic.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn take_traffic(&self) -> bool {
+        self.traffic.swap(false, Ordering::Relaxed)
+    }
+
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Under which its home keeps the [`Controller`]: an address that is its own while it lives.
+    pub(super) fn key(&self) -> u64 {
+        std::ptr::from_ref(self) as u64
+    }
+
+    /// Adds a queue: the one place behind Create I/O Submission Queue and Connect. The queue keeps the token until its
+    /// last command has ended.
+    ///
+    /// # Errors
+    /// [`AttachError`]
+    pub fn attach(self: &Arc<Self>, qid: u16, link: Box<dyn QueueLink>) -> Result<QueueToken, AttachError> {
+        let mut queues = self.queues();
+        if qid > self.io_queues() {
+            return Err(AttachError::QidRange);
+        }
+        if qid != 0 && !queues.enabled || queues.waiting == Some(true) {
+            return Err(AttachError::NotEnabled);
+        }
+        if queues.links.contains_key(&qid) {
+            return Err(AttachError::QidInUse);
+        }
+        queues.links.insert(qid, link);
+        Ok(QueueToken { shared: self.clone(), qid })
+    }
+
+    pub(super) fn enable(&self) {
+        self.queues().enabled = true;
+    }
+
+    /// Takes no more I/O queues, and ends those that are there (the admin queue too if `all`). The controller is told
+    /// by [`Controller::drained`] when none is left; the answer is whether that is so now.
+    pub(super) fn close_queues(&self, all: bool) -> bool {
+        let mut queues = self.queues();
+        queues.enabled = false;
+        for (_, link) in queues.links.iter().filter(|(qid, _)| all || **qid != 0) {
+            link.close();
+        }
+        if queues.is_drained(all) {
+            return true;
+        }
+        queues.waiting = Some(all || queues.waiting == Some(true));
+        false
+    }
+
+    /// Asks a queue to take a command back.
+    pub(super) fn abort(&self, sqid: u16, cid: u16) {
+        if let Some(link) = self.queues().links.get(&sqid) {
+            link.abort(cid);
+        }
+    }
+
+    fn detached(self: &Arc<Self>, qid: u16) {
+        let drained = {
+            let mut queues = self.queues();
+            queues.links.remove(&qid);
+            let drained = queues.waiting.is_some_and(|all| queues.is_drained(all));
+            if drained {
+                queues.waiting = None;
+            }
+            drained
+        };
+        if drained {
+            self.at_home(Controller::drained);
+        }
+    }
+
+    /// Runs `f` with the controller on its home shard, if it is still there.
+    pub(crate) fn at_home(self: &Arc<Self>, f: impl FnOnce(&std::rc::Rc<Controller>) + Send + 'static) {
+        let me = self.clone();
+        self.home.run(move |shard| {
+            if let Some(controller) = shard.local::<Controller>(me.key()) {
+                f(&controller);
+            }
+        });
+    }
+
+    pub(crate) fn namespace_changed(self: &Arc<Self>, nsid: u32) {
+        self.at_home(move |controller| controller.namespace_changed(nsid));
+    }
+
+    /// Ends the controller and its connections.
+    pub fn terminate(self: &Arc<Self>) {
+        self.at_home(Controller::terminate);
+    }
+}
+
+impl Queues {
+    fn is_drained(&self, all: bool) -> bool {
+        self.links.keys().all(|qid| *qid == 0 && !all)
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Controller({} {})", self.subsystem.nqn(), self.cntlid)
+    }
+}
+
+/// A queue's place in its controller; dropped when the queue's last command has ended.
+#[derive(Debug)]
+pub struct QueueToken {
+    shared: Arc<Shared>,
+    qid: u16,
+}
+
+impl QueueToken {
+    /// The controller.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl Drop for QueueToken {
+    fn drop(&mut self) {
+        self.shared.detached(self.qid);
+    }
+}

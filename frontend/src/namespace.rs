@@ -1,0 +1,104 @@
+//! Namespaces: a volume under a number and identities, as a subsystem shows it to hosts.
+
+use std::cell::OnceCell;
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use engine::{ChannelRef, Limits, Scope, Shard, Volume};
+
+/// One namespace of a subsystem.
+pub struct Namespace {
+    /// NSID: 1 and up.
+    pub nsid: u32,
+    /// Its UUID (Identify, CNS 03h); all zeroes for none.
+    pub uuid: [u8; 16],
+    /// NGUID; all zeroes for none.
+    pub nguid: [u8; 16],
+    /// EUI-64; all zeroes for none.
+    pub eui64: [u8; 8],
+    /// Where its blocks are.
+    pub volume: Arc<dyn Volume>,
+}
+
+impl std::fmt::Debug for Namespace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Namespace({})", self.nsid)
+    }
+}
+
+/// Tells when the last command on a removed namespace has ended, on every shard.
+#[derive(Debug)]
+pub struct Drain(Receiver<Infallible>);
+
+impl Drain {
+    /// The word of it, and what each holder keeps until it has let go.
+    pub(crate) fn new() -> (Sender<Infallible>, Drain) {
+        let (hold, gone) = channel();
+        (hold, Drain(gone))
+    }
+
+    /// Waits at most `timeout`. Whether nothing uses the namespace any more. Never called on a shard.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        matches!(self.0.recv_timeout(timeout), Err(RecvTimeoutError::Disconnected))
+    }
+}
+
+/// A namespace as one shard uses it. Commands in flight hold it.
+pub struct Attachment {
+    /// What it is.
+    pub namespace: Arc<Namespace>,
+    /// What its volume can do.
+    pub limits: Limits,
+    /// log2 of the block size in bytes.
+    pub block_shift: u32,
+    channel: OnceCell<ChannelRef>,
+    /// Given when the namespace goes: let go with the last command.
+    gone: OnceCell<Sender<Infallible>>,
+}
+
+impl Attachment {
+    pub(crate) fn new(namespace: Arc<Namespace>) -> Rc<Self> {
+        let limits = namespace.volume.limits();
+        let block_shift = limits.block_size.trailing_zeros();
+        Rc::new(Attachment {
+            namespace,
+            limits,
+            block_shift,
+            channel: OnceCell::new(),
+            gone: OnceCell::new(),
+        })
+    }
+
+    /// The same with the limits that the volume has now.
+    pub(crate) fn renewed(&self) -> Rc<Self> {
+        let new = Attachment::new(self.namespace.clone());
+        if let Some(channel) = self.channel.get() {
+            let _ = new.channel.set(channel.clone());
+        }
+        new
+    }
+
+    /// Whether the namespace was removed.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.get().is_some()
+    }
+
+    /// The volume's channel on this shard, opened with the first command.
+    pub fn channel(&self, shard: &Shard) -> &ChannelRef {
+        self.channel.get_or_init(|| ChannelRef::open(&self.namespace.volume, shard))
+    }
+
+    /// Takes back I/O in flight here (see [`engine::Channel::revoke`]).
+    pub(crate) fn revoke(&self, scope: Scope) {
+        if let Some(channel) = self.channel.get() {
+            channel.revoke(scope);
+        }
+    }
+
+    pub(crate) fn going(&self, hold: Sender<Infallible>) {
+        let _ = self.gone.set(hold);
+    }
+}

@@ -1,0 +1,207 @@
+//! The NVM command set: opcodes into operations, and errors into statuses (NVM Command Set 1.1, 3.2 and 3.3).
+
+#![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
+
+use engine::{IoError, Limits, Op};
+use nvme_proto::opcode::NvmOpcode;
+use nvme_proto::{Sqe, Status};
+
+/// Bytes of one Dataset Management range.
+pub(crate) const RANGE_LEN: usize = 16;
+/// Ranges of a Dataset Management command at most (NR is eight bits, zero-based).
+pub(crate) const MAX_RANGES: usize = 256;
+
+/// An operation on a run of blocks, checked against the namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Blocks {
+    pub op: Op,
+    pub lba: u64,
+    pub blocks: u32,
+}
+
+/// What an NVM command asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// One operation, with as many bytes of data if [`Op::has_data`].
+    Blocks(Blocks),
+    /// Deallocate the ranges that the data lists: that many.
+    Deallocate(usize),
+    /// Nothing needs to be done.
+    Nothing,
+}
+
+const DEAC: u32 = 1 << 25;
+const FUA: u32 = 1 << 30;
+/// PRINFO, STC, and the low bits of CDW12's upper half (DTYPE, CETYPE): abilities that no namespace has.
+const CDW12_NONE: u32 = 0x3d_ff << 16;
+const CDW12_WRITE_ZEROES_NONE: u32 = CDW12_NONE & !DEAC & !(1 << 24);
+/// AD of Dataset Management.
+const AD: u32 = 1 << 2;
+
+/// What `sqe` asks of a namespace with `limits`; a command moves at most `max_bytes`.
+///
+/// # Errors
+/// The status that the command completes with.
+pub(crate) fn parse(sqe: &Sqe, limits: &Limits, max_bytes: u64) -> Result<Command, Status> {
+    let able = |ability: bool| ability.then_some(()).ok_or(Status::INVALID_OPCODE.dnr());
+    if sqe.flags.fuse() != 0 {
+        return Err(Status::INVALID_FIELD.dnr());
+    }
+    let fua = sqe.cdw12 & FUA != 0;
+    match sqe.nvm() {
+        NvmOpcode::Flush => Ok(Command::Blocks(Blocks { op: Op::Flush, lba: 0, blocks: 0 })),
+        NvmOpcode::Read => run(sqe, limits, Op::Read, CDW12_NONE, max_bytes),
+        NvmOpcode::Write => run(sqe, limits, Op::Write { fua }, CDW12_NONE, max_bytes),
+        NvmOpcode::Compare => {
+            able(limits.compare)?;
+            run(sqe, limits, Op::Compare, CDW12_NONE, max_bytes)
+        }
+        NvmOpcode::WriteZeroes => {
+            able(limits.write_zeroes)?;
+            let op = Op::WriteZeroes { deallocate: sqe.cdw12 & DEAC != 0, fua };
+            run(sqe, limits, op, CDW12_WRITE_ZEROES_NONE, u64::MAX)
+        }
+        NvmOpcode::DatasetManagement => {
+            if sqe.cdw11 & AD == 0 || !limits.unmap {
+                // Hints may be ignored.
+                return Ok(Command::Nothing);
+            }
+            let [nr_z, ..] = sqe.cdw10.to_le_bytes();
+            Ok(Command::Deallocate(usize::from(nr_z).saturating_add(1)))
+        }
+        _ => Err(Status::INVALID_OPCODE.dnr()),
+    }
+}
+
+fn run(sqe: &Sqe, limits: &Limits, op: Op, none: u32, max_bytes: u64) -> Result<Command, Status> {
+    if sqe.cdw12 & none != 0 {
+        return Err(Status::INVALID_FIELD.dnr());
+    }
+    let (lba, blocks) = (sqe.slba(), sqe.nlb());
+    if !limits.contains(lba, blocks) {
+        return Err(Status::LBA_OUT_OF_RANGE.dnr());
+    }
+    if u64::from(blocks).saturating_mul(u64::from(limits.block_size)) > max_bytes {
+        return Err(Status::INVALID_FIELD.dnr());
+    }
+    Ok(Command::Blocks(Blocks { op, lba, blocks }))
+}
+
+/// The ranges of a Dataset Management command, all checked against the namespace; empty ones are left out.
+///
+/// # Errors
+/// The status that the command completes with; nothing is deallocated then.
+pub(crate) fn ranges(data: &[u8], limits: &Limits) -> Result<Vec<Blocks>, Status> {
+    let mut ranges = Vec::new();
+    for range in data.chunks_exact(RANGE_LEN) {
+        let (_, rest) = range.split_at(4);
+        let (blocks, lba) = rest.split_at(4);
+        let blocks = u32::from_le_bytes(blocks.try_into().unwrap_or_default());
+        let lba = u64::from_le_bytes(lba.try_into().unwrap_or_default());
+        if !limits.contains(lba, blocks) {
+            return Err(Status::LBA_OUT_OF_RANGE.dnr());
+        }
+        if blocks > 0 {
+            ranges.push(Blocks { op: Op::Unmap, lba, blocks });
+        }
+    }
+    Ok(ranges)
+}
+
+/// The status of an operation that failed. Statuses without DNR make the host try again.
+pub(crate) fn status(error: IoError) -> Status {
+    match error {
+        IoError::OutOfRange => Status::LBA_OUT_OF_RANGE.dnr(),
+        IoError::ReadFault => Status::UNRECOVERED_READ_ERROR,
+        IoError::WriteFault => Status::WRITE_FAULT,
+        IoError::Miscompare => Status::COMPARE_FAILURE.dnr(),
+        IoError::Unsupported => Status::INVALID_OPCODE.dnr(),
+        IoError::Aborted => Status::ABORT_REQUESTED,
+        IoError::Transient => Status::COMMAND_INTERRUPTED,
+        IoError::Transfer => Status::TRANSIENT_TRANSPORT_ERROR,
+        IoError::NoSpace => Status::CAPACITY_EXCEEDED.dnr(),
+        IoError::ReadOnly => Status::NAMESPACE_WRITE_PROTECTED.dnr(),
+        IoError::Conflict => Status::RESERVATION_CONFLICT.dnr(),
+        IoError::Failed => Status::INTERNAL_ERROR.dnr(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(opcode: NvmOpcode, slba: u64, nlb_z: u32) -> Sqe {
+        let mut sqe = Sqe { opc: opcode.0, nsid: 1, cdw12: nlb_z, ..Sqe::default() };
+        sqe.set_slba(slba);
+        sqe
+    }
+
+    #[test]
+    fn reads_and_writes() {
+        let limits = Limits::full(512, 1000);
+        let sqe = command(NvmOpcode::Read, 992, 7);
+        let want = Command::Blocks(Blocks { op: Op::Read, lba: 992, blocks: 8 });
+        assert_eq!(parse(&sqe, &limits, 1 << 20), Ok(want));
+        let sqe = command(NvmOpcode::Write, 0, FUA);
+        let want = Command::Blocks(Blocks { op: Op::Write { fua: true }, lba: 0, blocks: 1 });
+        assert_eq!(parse(&sqe, &limits, 1 << 20), Ok(want));
+    }
+
+    /// E.51
+    #[test]
+    fn ranges_are_checked_without_wrapping() {
+        let limits = Limits::full(4096, 1 << 20);
+        let end = Err(Status::LBA_OUT_OF_RANGE.dnr());
+        assert_eq!(parse(&command(NvmOpcode::Read, u64::MAX, 0xffff), &limits, 1 << 20), end);
+        assert_eq!(parse(&command(NvmOpcode::Read, 1 << 20, 0), &limits, 1 << 20), end);
+        assert_eq!(parse(&command(NvmOpcode::Write, (1 << 20) - 1, 1), &limits, 1 << 20), end);
+        let large = Err(Status::INVALID_FIELD.dnr());
+        assert_eq!(parse(&command(NvmOpcode::Read, 0, 256), &limits, 1 << 20), large);
+        assert_eq!(parse(&command(NvmOpcode::Read, 0, 0xffff), &limits, 1 << 20), large);
+        assert!(parse(&command(NvmOpcode::WriteZeroes, 0, 0xffff), &limits, 1 << 20).is_ok());
+    }
+
+    #[test]
+    fn what_the_namespace_cannot_do_is_refused() {
+        let limits = Limits { compare: false, write_zeroes: false, unmap: false, ..Limits::full(512, 8) };
+        let invalid = Err(Status::INVALID_OPCODE.dnr());
+        assert_eq!(parse(&command(NvmOpcode::Compare, 0, 0), &limits, 1 << 20), invalid);
+        assert_eq!(parse(&command(NvmOpcode::WriteZeroes, 0, 0), &limits, 1 << 20), invalid);
+        assert_eq!(parse(&command(NvmOpcode::Verify, 0, 0), &limits, 1 << 20), invalid);
+        let hint = Sqe { cdw11: AD, ..command(NvmOpcode::DatasetManagement, 0, 0) };
+        assert_eq!(parse(&hint, &limits, 1 << 20), Ok(Command::Nothing));
+    }
+
+    /// E.62
+    #[test]
+    fn protection_information_and_directives_are_refused() {
+        let limits = Limits::full(512, 8);
+        for bit in (16..30).filter(|b| *b != 25) {
+            let sqe = command(NvmOpcode::Write, 0, 1 << bit);
+            assert_eq!(parse(&sqe, &limits, 1 << 20), Err(Status::INVALID_FIELD.dnr()), "bit {bit}");
+        }
+        let mut fused = command(NvmOpcode::Write, 0, 0);
+        fused.flags = fused.flags.with_fuse(1);
+        assert_eq!(parse(&fused, &limits, 1 << 20), Err(Status::INVALID_FIELD.dnr()));
+    }
+
+    /// E.56
+    #[test]
+    fn deallocation_lists() {
+        let limits = Limits::full(512, 100);
+        let range = |lba: u64, blocks: u32| {
+            let mut r = [0u8; RANGE_LEN];
+            r[4..8].copy_from_slice(&blocks.to_le_bytes());
+            r[8..].copy_from_slice(&lba.to_le_bytes());
+            r
+        };
+        let data = [range(0, 8), range(50, 0), range(92, 8)].concat();
+        let got = ranges(&data, &limits).unwrap();
+        assert_eq!(got.iter().map(|b| (b.lba, b.blocks)).collect::<Vec<_>>(), [(0, 8), (92, 8)]);
+        let data = [range(0, 8), range(93, 8)].concat();
+        assert_eq!(ranges(&data, &limits), Err(Status::LBA_OUT_OF_RANGE.dnr()));
+        assert!(ranges(&range(u64::MAX, u32::MAX), &limits).is_err());
+        let all = Sqe { cdw10: 255, cdw11: AD, ..command(NvmOpcode::DatasetManagement, 0, 0) };
+        assert_eq!(parse(&all, &limits, 0), Ok(Command::Deallocate(MAX_RANGES)));
+    }
+}

@@ -1,0 +1,277 @@
+//! A command's way through its slot.
+
+use std::rc::Rc;
+
+use engine::mem::Sgl;
+use engine::{Io, IoId, IoResult, Issuer, Op, Request};
+use nvme_proto::{Sqe, Status};
+
+use super::slot::{Pending, Pieces, Stage, Work};
+use super::{Completion, Data, Direction, Outcome, Queue, Reply, Ticket, Transport};
+use crate::namespace::Attachment;
+use crate::nvm::{self, Blocks, Command};
+
+/// NSID of Flush for all namespaces.
+const ALL_NAMESPACES: u32 = 0xffff_ffff;
+
+impl<T: Transport> Queue<T> {
+    /// Finds who executes a command that was just fetched.
+    pub(super) fn dispatch(self: &Rc<Self>, ticket: Ticket, sqe: Sqe) {
+        let intercepted = self.with_command(ticket, |c| self.transport.intercept(self, ticket, &sqe, c));
+        match (intercepted.flatten(), &self.controller) {
+            (Some(outcome), _) => self.settle(ticket, &sqe, outcome),
+            (None, Some(controller)) => {
+                // The command waits before the controller sees it: the answer may come inside the call.
+                self.stage(ticket, Stage::Waiting);
+                let outcome = controller.admin(self.clone(), ticket, &sqe);
+                self.settle(ticket, &sqe, outcome);
+            }
+            (None, None) => self.nvm(ticket, &sqe),
+        }
+    }
+
+    fn settle(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe, outcome: Outcome) {
+        match outcome {
+            Outcome::Done(reply) => self.end(ticket, reply),
+            Outcome::ToHost(bytes) if bytes.is_empty() => self.end(ticket, Reply::default()),
+            Outcome::ToHost(bytes) => {
+                let len = bytes.len();
+                self.transfer(ticket, sqe, Direction::ToHost, len, Pending::ToHost(bytes));
+            }
+            Outcome::FromHost(len) => self.transfer(ticket, sqe, Direction::FromHost, len, Pending::FromHost),
+            Outcome::Later => self.stage(ticket, Stage::Waiting),
+        }
+    }
+
+    fn nvm(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe) {
+        let Some(attachment) = self.local.namespace(sqe.nsid) else {
+            let all = sqe.nsid == ALL_NAMESPACES && sqe.opc == 0;
+            return match all {
+                true => self.flush_all(ticket),
+                false => self.end(ticket, Status::INVALID_NAMESPACE_OR_FORMAT.dnr().into()),
+            };
+        };
+        match nvm::parse(sqe, &attachment.limits, crate::controller::MAX_TRANSFER) {
+            Err(status) => self.end(ticket, status.into()),
+            Ok(Command::Nothing) => self.end(ticket, Reply::default()),
+            Ok(Command::Deallocate(n)) => {
+                let len = n * nvm::RANGE_LEN;
+                self.transfer(ticket, sqe, Direction::FromHost, len, Pending::Ranges(attachment));
+            }
+            Ok(Command::Blocks(blocks)) if blocks.op.has_data() => {
+                let len = (blocks.blocks as usize) << attachment.block_shift;
+                let direction = if blocks.op == Op::Read { Direction::ToHost } else { Direction::FromHost };
+                self.transfer(ticket, sqe, direction, len, Pending::Blocks(attachment, blocks));
+            }
+            Ok(Command::Blocks(blocks)) => self.start(ticket, attachment, blocks, Sgl::empty()),
+        }
+    }
+
+    /// Flush with NSID FFFFFFFFh: every namespace, one after the other.
+    fn flush_all(self: &Rc<Self>, ticket: Ticket) {
+        let mut rest = self.local.namespaces();
+        match rest.pop() {
+            None => self.end(ticket, Reply::default()),
+            Some(last) => {
+                rest.push(last.clone());
+                self.work(ticket, Work { attachment: last, pieces: Pieces::Flushes(rest), aborted: false });
+            }
+        }
+    }
+
+    /// Asks the transport for a command's data.
+    fn transfer(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe, direction: Direction, len: usize, then: Pending) {
+        self.stage(ticket, Stage::Data(then));
+        let data = self.with_command(ticket, |c| self.transport.data(ticket, sqe, c, direction, len));
+        match data {
+            Some(Data::Ready(sgl)) => self.data_is_there(ticket, sgl),
+            Some(Data::Failed(status)) => self.end(ticket, status.into()),
+            Some(Data::Later) | None => {}
+        }
+    }
+
+    /// Runs `f` on what the transport keeps of a command, with the slots free to be looked at.
+    fn with_command<R>(&self, ticket: Ticket, f: impl FnOnce(&mut T::Command) -> R) -> Option<R> {
+        let mut command = self.slots.borrow_mut().get(ticket)?.command.take()?;
+        let result = f(&mut command);
+        self.slots.borrow_mut().put_back(ticket, command);
+        Some(result)
+    }
+
+    fn stage(&self, ticket: Ticket, stage: Stage) {
+        if let Some(slot) = self.slots.borrow_mut().get(ticket) {
+            slot.stage = stage;
+        }
+    }
+
+    pub(super) fn data_is_there(self: &Rc<Self>, ticket: Ticket, sgl: Sgl) {
+        let (sqe, then) = {
+            let mut slots = self.slots.borrow_mut();
+            let Some(slot) = slots.get(ticket) else { return };
+            if !matches!(slot.stage, Stage::Data(_)) {
+                return;
+            }
+            let Stage::Data(then) = std::mem::replace(&mut slot.stage, Stage::Fetched) else { return };
+            (slot.sqe, then)
+        };
+        match then {
+            Pending::Blocks(attachment, blocks) => self.start(ticket, attachment, blocks, sgl),
+            Pending::Ranges(attachment) => {
+                let mut list = vec![0; sgl.len()];
+                sgl.copy_out(0, &mut list);
+                self.deallocate(ticket, attachment, &list);
+            }
+            Pending::ToHost(bytes) => {
+                sgl.copy_in(0, &bytes[..bytes.len().min(sgl.len())]);
+                self.end_with(ticket, Reply::default(), sgl);
+            }
+            Pending::FromHost => {
+                let mut bytes = vec![0; sgl.len()];
+                sgl.copy_out(0, &mut bytes);
+                let reply = match &self.controller {
+                    Some(controller) => controller.admin_data(&sqe, &bytes),
+                    None => Status::INVALID_OPCODE.dnr().into(),
+                };
+                self.end(ticket, reply);
+            }
+        }
+    }
+
+    fn deallocate(self: &Rc<Self>, ticket: Ticket, attachment: Rc<Attachment>, list: &[u8]) {
+        match nvm::ranges(list, &attachment.limits) {
+            Err(status) => self.end(ticket, status.into()),
+            Ok(mut ranges) => {
+                ranges.reverse();
+                self.work(ticket, Work { attachment, pieces: Pieces::Ranges(ranges), aborted: false });
+            }
+        }
+    }
+
+    fn start(self: &Rc<Self>, ticket: Ticket, attachment: Rc<Attachment>, whole: Blocks, data: Sgl) {
+        let pieces = Pieces::Run { whole, data, done: None };
+        self.work(ticket, Work { attachment, pieces, aborted: false });
+    }
+
+    fn work(self: &Rc<Self>, ticket: Ticket, work: Work) {
+        self.stage(ticket, Stage::Io(work));
+        self.next_piece(ticket);
+    }
+
+    /// Sends the next piece of a command to its volume, or ends the command.
+    fn next_piece(self: &Rc<Self>, ticket: Ticket) {
+        let send = {
+            let mut slots = self.slots.borrow_mut();
+            let Some(slot) = slots.get(ticket) else { return };
+            let Stage::Io(work) = &mut slot.stage else { return };
+            work.next().map(|request| {
+                let id = IoId { origin: self.origin, tag: u64::from(ticket.slot) };
+                let mut io = slot.io.take().unwrap_or_else(|| Io::new(id));
+                *io.request_mut() = request;
+                (io, work.attachment.clone())
+            })
+        };
+        match send {
+            Some((io, attachment)) => {
+                let channel = attachment.channel(self.local.shard());
+                io.forward(channel, self.clone(), u64::from(ticket.slot));
+            }
+            None => {
+                let data = self.slots.borrow_mut().get(ticket).map(|slot| slot.stage.take_data());
+                self.end_with(ticket, Reply::default(), data.unwrap_or_default());
+            }
+        }
+    }
+
+    pub(super) fn end(self: &Rc<Self>, ticket: Ticket, reply: Reply) {
+        self.end_with(ticket, reply, Sgl::empty());
+    }
+
+    fn end_with(self: &Rc<Self>, ticket: Ticket, reply: Reply, data: Sgl) {
+        let Some((sqe, command)) = self.slots.borrow_mut().release(ticket) else { return };
+        self.transport.complete(command, Completion { ticket, cid: sqe.cid, reply, data });
+        self.check_closed();
+    }
+}
+
+impl Work {
+    /// What is asked of the volume next; `None` when all is done.
+    fn next(&mut self) -> Option<Request> {
+        match &mut self.pieces {
+            Pieces::Ranges(ranges) => {
+                let Blocks { op, lba, blocks } = ranges.pop()?;
+                Some(Request { op, lba, blocks, sgl: Sgl::empty() })
+            }
+            Pieces::Flushes(rest) => {
+                self.attachment = rest.pop()?;
+                Some(Request { op: Op::Flush, ..Request::default() })
+            }
+            Pieces::Run { whole, data, done } => {
+                let before = done.unwrap_or(0);
+                let left = whole.blocks - before;
+                if left == 0 && done.is_some() {
+                    return None;
+                }
+                let most = self.attachment.limits.max_blocks;
+                let bounded = whole.op.has_data() && most != 0 && left > most;
+                let blocks = if bounded { most } else { left };
+                let sgl = match (whole.op.has_data(), blocks == whole.blocks) {
+                    (false, _) => Sgl::empty(),
+                    (true, true) => data.clone(),
+                    (true, false) => {
+                        let shift = self.attachment.block_shift;
+                        data.slice((before as usize) << shift, (blocks as usize) << shift)
+                    }
+                };
+                let lba = whole.lba + u64::from(before);
+                *done = Some(before + blocks);
+                Some(Request { op: whole.op, lba, blocks, sgl })
+            }
+        }
+    }
+
+    fn has_more(&self) -> bool {
+        match &self.pieces {
+            Pieces::Ranges(ranges) => !ranges.is_empty(),
+            Pieces::Flushes(rest) => !rest.is_empty(),
+            Pieces::Run { whole, done, .. } => done.unwrap_or(0) < whole.blocks,
+        }
+    }
+}
+
+impl Stage {
+    /// The memory of a read, for its host.
+    fn take_data(&mut self) -> Sgl {
+        match self {
+            Stage::Io(Work { pieces: Pieces::Run { whole, data, .. }, .. }) if whole.op == Op::Read => {
+                std::mem::take(data)
+            }
+            _ => Sgl::empty(),
+        }
+    }
+}
+
+impl<T: Transport> Issuer for Queue<T> {
+    fn resume(self: Rc<Self>, mut io: Io, cookie: u64, result: IoResult) {
+        let (ticket, failed) = {
+            let mut slots = self.slots.borrow_mut();
+            let Some((ticket, slot)) = slots.of_io(cookie) else { return };
+            io.request_mut().sgl = Sgl::empty();
+            slot.io = Some(io);
+            let Stage::Io(work) = &slot.stage else { return };
+            let failed = match result {
+                Ok(()) if self.closing.get() && work.has_more() => Some(Status::ABORTED_SQ_DELETION),
+                Ok(()) => None,
+                Err(engine::IoError::Aborted) if work.aborted => Some(Status::ABORT_REQUESTED),
+                Err(engine::IoError::Aborted) if work.attachment.is_gone() => {
+                    Some(Status::INVALID_NAMESPACE_OR_FORMAT.dnr())
+                }
+                Err(error) => Some(nvm::status(error)),
+            };
+            (ticket, failed)
+        };
+        match failed {
+            Some(status) => self.end(ticket, status.into()),
+            None => self.next_piece(ticket),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The slots of a queue: made when they are first needed, used again for ever.
+
+use std::rc::Rc;
+
+use engine::Io;
+use engine::mem::Sgl;
+use nvme_proto::Sqe;
+
+use super::Ticket;
+use crate::namespace::Attachment;
+use crate::nvm::Blocks;
+
+/// Where a command is on its way.
+#[derive(Default)]
+pub(super) enum Stage {
+    /// The slot is free.
+    #[default]
+    Free,
+    /// Just taken.
+    Fetched,
+    /// It waits for its data, and then does this.
+    Data(Pending),
+    /// It is at work on a volume.
+    Io(Work),
+    /// Its controller or its transport ends it.
+    Waiting,
+}
+
+/// What is done when the data is there.
+pub(super) enum Pending {
+    /// An operation on blocks.
+    Blocks(Rc<Attachment>, Blocks),
+    /// The data lists ranges to deallocate.
+    Ranges(Rc<Attachment>),
+    /// The bytes are copied into it, and the command has succeeded.
+    ToHost(Vec<u8>),
+    /// The controller takes the bytes.
+    FromHost,
+}
+
+/// A command at work on a volume, piece by piece.
+pub(super) struct Work {
+    pub attachment: Rc<Attachment>,
+    /// What is asked of it, and how far that is.
+    pub pieces: Pieces,
+    /// The host asked for it back.
+    pub aborted: bool,
+}
+
+pub(super) enum Pieces {
+    /// One run of blocks and its memory; `done` blocks have ended or are under way.
+    Run { whole: Blocks, data: Sgl, done: Option<u32> },
+    /// Ranges; the last one is next.
+    Ranges(Vec<Blocks>),
+    /// A flush of each of these; the last one is next.
+    Flushes(Vec<Rc<Attachment>>),
+}
+
+pub(super) struct Slot<C> {
+    pub sqe: Sqe,
+    pub command: Option<C>,
+    /// Here unless it is with a volume.
+    pub io: Option<Io>,
+    pub stage: Stage,
+    seq: u32,
+}
+
+pub(super) struct Slots<C> {
+    all: Vec<Slot<C>>,
+    free: Vec<u16>,
+    depth: u16,
+}
+
+impl<C> Slots<C> {
+    pub fn new(depth: u16) -> Self {
+        Slots { all: Vec::new(), free: Vec::new(), depth }
+    }
+
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty() || self.all.len() < usize::from(self.depth)
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.all.len() - self.free.len()
+    }
+
+    /// A slot for a command; the command comes back if there is none.
+    pub fn take(&mut self, sqe: Sqe, command: C) -> Result<Ticket, C> {
+        let at = match self.free.pop() {
+            Some(at) => at,
+            None if self.all.len() < usize::from(self.depth) => {
+                let at = self.all.len() as u16;
+                self.all.push(Slot { sqe, command: None, io: None, stage: Stage::Free, seq: 0 });
+                at
+            }
+            None => return Err(command),
+        };
+        let slot = &mut self.all[usize::from(at)];
+        slot.sqe = sqe;
+        slot.command = Some(command);
+        slot.stage = Stage::Fetched;
+        slot.seq = slot.seq.wrapping_add(1);
+        Ok(Ticket { slot: at, seq: slot.seq })
+    }
+
+    /// The slot of a command that is still in flight.
+    pub fn get(&mut self, ticket: Ticket) -> Option<&mut Slot<C>> {
+        self.all.get_mut(usize::from(ticket.slot)).filter(|s| s.seq == ticket.seq && s.command.is_some())
+    }
+
+    /// Gives back the command that was taken out of its slot for a moment.
+    pub fn put_back(&mut self, ticket: Ticket, command: C) {
+        if let Some(slot) = self.all.get_mut(usize::from(ticket.slot)).filter(|s| s.seq == ticket.seq) {
+            slot.command = Some(command);
+        }
+    }
+
+    /// The slot that an I/O belongs to, and its command.
+    pub fn of_io(&mut self, at: u64) -> Option<(Ticket, &mut Slot<C>)> {
+        let slot = self.all.get_mut(usize::try_from(at).ok()?)?;
+        Some((Ticket { slot: at as u16, seq: slot.seq }, slot))
+    }
+
+    /// Frees a command's slot; gives what was kept of it.
+    pub fn release(&mut self, ticket: Ticket) -> Option<(Sqe, C)> {
+        let slot = self.get(ticket)?;
+        let command = slot.command.take()?;
+        slot.stage = Stage::Free;
+        let sqe = slot.sqe;
+        self.free.push(ticket.slot);
+        Some((sqe, command))
+    }
+
+    /// A command with that identifier that is at work on a volume, noted as aborted.
+    pub fn find_io(&mut self, cid: u16) -> Option<(u16, Rc<Attachment>)> {
+        self.all.iter_mut().enumerate().find_map(|(at, slot)| match &mut slot.stage {
+            Stage::Io(work) if slot.sqe.cid == cid => {
+                work.aborted = true;
+                Some((at as u16, work.attachment.clone()))
+            }
+            _ => None,
+        })
+    }
+
+    /// Commands that no volume has: they wait for data or for their controller.
+    pub fn waiting(&self) -> Vec<Ticket> {
+        let waits = |s: &&Slot<C>| matches!(s.stage, Stage::Data(_) | Stage::Waiting);
+        let ticket = |(at, s): (usize, &Slot<C>)| waits(&s).then_some(Ticket { slot: at as u16, seq: s.seq });
+        self.all.iter().enumerate().filter_map(ticket).collect()
+    }
+}

@@ -1,0 +1,116 @@
+//! A subsystem on one shard: its namespaces' channels, shared by all queues there.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use engine::{Origin, Scope, Shard};
+
+use super::{Subsystem, View};
+use crate::namespace::Attachment;
+
+/// The half of a subsystem that lives on one shard.
+pub struct Local {
+    shard: Shard,
+    subsystem: Arc<Subsystem>,
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    view: Arc<View>,
+    /// By ascending NSID.
+    attached: Vec<Rc<Attachment>>,
+    /// Queues that may have commands in flight.
+    origins: Vec<Origin>,
+}
+
+impl Local {
+    /// The subsystem's half on `shard`, made when it is first needed.
+    pub fn of(subsystem: &Arc<Subsystem>, shard: &Shard) -> Rc<Local> {
+        let key = subsystem.key();
+        if let Some(local) = shard.local::<Local>(key) {
+            return local;
+        }
+        let local =
+            Rc::new(Local { shard: shard.clone(), subsystem: subsystem.clone(), state: RefCell::default() });
+        local.update(subsystem.view(), None);
+        shard.put_local(key, local.clone());
+        local
+    }
+
+    /// The control half.
+    pub fn subsystem(&self) -> &Arc<Subsystem> {
+        &self.subsystem
+    }
+
+    /// The shard that it lives on.
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// The namespace with that NSID.
+    pub fn namespace(&self, nsid: u32) -> Option<Rc<Attachment>> {
+        let state = self.state.borrow();
+        let at = state.attached.binary_search_by_key(&nsid, |a| a.namespace.nsid).ok()?;
+        state.attached.get(at).cloned()
+    }
+
+    /// All namespaces, by ascending NSID.
+    pub fn namespaces(&self) -> Vec<Rc<Attachment>> {
+        self.state.borrow().attached.clone()
+    }
+
+    /// Takes over what the subsystem has now. A namespace that is gone has its commands taken back; `gone` is held
+    /// until the last of them has ended.
+    pub(super) fn update(&self, view: Arc<View>, gone: Option<Sender<Infallible>>) {
+        let mut removed = Vec::new();
+        let origins = {
+            let mut state = self.state.borrow_mut();
+            if view.version < state.view.version {
+                return;
+            }
+            let mut before = std::mem::take(&mut state.attached);
+            for namespace in &view.namespaces {
+                let same = |a: &Rc<Attachment>| {
+                    Arc::ptr_eq(&a.namespace, namespace) && a.limits == namespace.volume.limits()
+                };
+                let kept = before.iter().position(same).map(|at| before.swap_remove(at));
+                let older = before.iter().position(|a| Arc::ptr_eq(&a.namespace, namespace));
+                state.attached.push(match (kept, older.map(|at| before.swap_remove(at))) {
+                    (Some(same), _) => same,
+                    (None, Some(older)) => older.renewed(),
+                    (None, None) => Attachment::new(namespace.clone()),
+                });
+            }
+            removed.append(&mut before);
+            state.view = view;
+            state.origins.clone()
+        };
+        for attachment in removed {
+            if let Some(hold) = &gone {
+                attachment.going(hold.clone());
+            }
+            for origin in &origins {
+                attachment.revoke(Scope::Origin(*origin));
+            }
+        }
+    }
+
+    /// Takes back I/O in flight, on all namespaces.
+    pub(crate) fn revoke(&self, scope: Scope) {
+        for attachment in self.namespaces() {
+            attachment.revoke(scope);
+        }
+    }
+
+    pub(crate) fn enter(&self, origin: Origin) {
+        self.state.borrow_mut().origins.push(origin);
+    }
+
+    pub(crate) fn leave(&self, origin: Origin) {
+        self.state.borrow_mut().origins.retain(|o| *o != origin);
+    }
+}

@@ -1,0 +1,306 @@
+//! NVM subsystems: the control half, called from any thread.
+
+mod local;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use engine::ShardHandle;
+use nvme_proto::Nqn;
+use nvme_proto::fabrics::CNTLID_MAX;
+
+use crate::controller::Shared;
+use crate::namespace::{Drain, Namespace};
+
+pub use local::Local;
+
+/// The largest NSID that a subsystem may be configured for.
+pub const MAX_NAMESPACES: u32 = 1024;
+/// Controllers that one subsystem has at once.
+const MAX_CONTROLLERS: usize = 1024;
+
+/// What a subsystem is.
+#[derive(Clone, Debug)]
+pub struct SubsystemConfig {
+    /// SUBNQN.
+    pub nqn: Nqn,
+    /// SN: at most 20 ASCII characters.
+    pub serial: String,
+    /// MN: at most 40 ASCII characters.
+    pub model: String,
+    /// NN: NSIDs go from 1 to this; at most [`MAX_NAMESPACES`].
+    pub max_namespaces: u32,
+    /// Host NQNs that may connect over fabrics; empty for any.
+    pub allowed_hosts: Vec<Nqn>,
+}
+
+/// Why the control plane's wish cannot be granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubsystemError {
+    /// More than 20 characters, or not printable ASCII.
+    #[error("serial number must be at most 20 printable ASCII characters")]
+    Serial,
+    /// More than 40 characters, or not printable ASCII.
+    #[error("model number must be at most 40 printable ASCII characters")]
+    Model,
+    /// Zero, or more than [`MAX_NAMESPACES`].
+    #[error("max_namespaces must be 1 to {MAX_NAMESPACES}")]
+    MaxNamespaces,
+    /// Zero or above `max_namespaces`.
+    #[error("nsid is outside 1 to max_namespaces")]
+    NsidRange,
+    /// Another namespace has it.
+    #[error("nsid is in use")]
+    NsidInUse,
+    /// No namespace has it.
+    #[error("no such namespace")]
+    NoNamespace,
+    /// No controller identifier is left, or the subsystem closes.
+    #[error("no controller identifier is left")]
+    NoController,
+}
+
+/// What hosts see of a subsystem at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    /// Counts changes.
+    pub version: u64,
+    /// By ascending NSID.
+    pub namespaces: Vec<Arc<Namespace>>,
+}
+
+#[derive(Default)]
+struct State {
+    view: Arc<View>,
+    allowed_hosts: Vec<Nqn>,
+    controllers: BTreeMap<u16, Arc<Shared>>,
+    next_cntlid: u16,
+    closed: bool,
+}
+
+/// An NVM subsystem.
+pub struct Subsystem {
+    nqn: Nqn,
+    serial: String,
+    model: String,
+    max_namespaces: u32,
+    shards: Vec<ShardHandle>,
+    state: Mutex<State>,
+}
+
+fn printable(s: &str, max: usize) -> bool {
+    s.len() <= max && s.bytes().all(|b| (0x20..0x7f).contains(&b))
+}
+
+impl Subsystem {
+    /// A subsystem without namespaces, whose queues will live on `shards`.
+    ///
+    /// # Errors
+    /// The field that is wrong.
+    pub fn new(config: SubsystemConfig, shards: &[ShardHandle]) -> Result<Arc<Self>, SubsystemError> {
+        if !printable(&config.serial, 20) {
+            return Err(SubsystemError::Serial);
+        }
+        if !printable(&config.model, 40) {
+            return Err(SubsystemError::Model);
+        }
+        if config.max_namespaces == 0 || config.max_namespaces > MAX_NAMESPACES {
+            return Err(SubsystemError::MaxNamespaces);
+        }
+        let state = State { allowed_hosts: config.allowed_hosts, next_cntlid: 1, ..State::default() };
+        Ok(Arc::new(Subsystem {
+            nqn: config.nqn,
+            serial: config.serial,
+            model: config.model,
+            max_namespaces: config.max_namespaces,
+            shards: shards.to_vec(),
+            state: Mutex::new(state),
+        }))
+    }
+
+    /// SUBNQN.
+    pub fn nqn(&self) -> &Nqn {
+        &self.nqn
+    }
+
+    /// SN.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// MN.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// NN.
+    pub fn max_namespaces(&self) -> u32 {
+        self.max_namespaces
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Under which the shards keep its [`Local`]: an address that is its own while it lives.
+    pub(crate) fn key(&self) -> u64 {
+        std::ptr::from_ref(self) as u64
+    }
+
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.state().view.clone()
+    }
+
+    /// Its namespaces, by ascending NSID.
+    pub fn namespaces(&self) -> Vec<Arc<Namespace>> {
+        self.state().view.namespaces.clone()
+    }
+
+    /// Its controllers, by ascending CNTLID.
+    pub fn controllers(&self) -> Vec<Arc<Shared>> {
+        self.state().controllers.values().cloned().collect()
+    }
+
+    /// Replaces the list of hosts that may connect over fabrics; empty for any. Who is connected stays.
+    pub fn set_allowed_hosts(&self, hosts: Vec<Nqn>) {
+        self.state().allowed_hosts = hosts;
+    }
+
+    /// Whether a host may connect over fabrics.
+    pub fn allows(&self, hostnqn: &Nqn) -> bool {
+        let state = self.state();
+        state.allowed_hosts.is_empty() || state.allowed_hosts.contains(hostnqn)
+    }
+
+    /// Adds a namespace; live controllers see it at once and tell their hosts.
+    ///
+    /// # Errors
+    /// The NSID is in use or out of range.
+    pub fn add_namespace(self: &Arc<Self>, namespace: Namespace) -> Result<(), SubsystemError> {
+        let nsid = namespace.nsid;
+        if nsid == 0 || nsid > self.max_namespaces {
+            return Err(SubsystemError::NsidRange);
+        }
+        let mut namespace = Some(Arc::new(namespace));
+        self.change(nsid, None, |all| match all.binary_search_by_key(&nsid, |n| n.nsid) {
+            Ok(_) => Err(SubsystemError::NsidInUse),
+            Err(at) => {
+                all.extend(namespace.take());
+                all[at..].rotate_right(1);
+                Ok(())
+            }
+        })
+    }
+
+    /// Removes a namespace. New commands on it fail at once, those in flight are taken back; the answer tells when the
+    /// last has ended, after which nothing here uses the volume.
+    ///
+    /// # Errors
+    /// There is none with that NSID.
+    pub fn remove_namespace(self: &Arc<Self>, nsid: u32) -> Result<Drain, SubsystemError> {
+        let (hold, drain) = Drain::new();
+        self.change(nsid, Some(hold), |all| {
+            let at = all.binary_search_by_key(&nsid, |n| n.nsid).map_err(|_| SubsystemError::NoNamespace)?;
+            all.remove(at);
+            Ok(())
+        })?;
+        Ok(drain)
+    }
+
+    /// Tells hosts that a namespace's volume changed its capacity or its limits.
+    ///
+    /// # Errors
+    /// There is none with that NSID.
+    pub fn refresh_namespace(self: &Arc<Self>, nsid: u32) -> Result<(), SubsystemError> {
+        self.change(nsid, None, |all| {
+            all.iter().any(|n| n.nsid == nsid).then_some(()).ok_or(SubsystemError::NoNamespace)
+        })
+    }
+
+    fn change(
+        self: &Arc<Self>,
+        nsid: u32,
+        gone: Option<std::sync::mpsc::Sender<std::convert::Infallible>>,
+        edit: impl FnOnce(&mut Vec<Arc<Namespace>>) -> Result<(), SubsystemError>,
+    ) -> Result<(), SubsystemError> {
+        let mut state = self.state();
+        let mut namespaces = state.view.namespaces.clone();
+        edit(&mut namespaces)?;
+        let view = Arc::new(View { version: state.view.version + 1, namespaces });
+        state.view = view.clone();
+        // Sent under the lock: shards hear of changes in their order.
+        let key = self.key();
+        for shard in &self.shards {
+            let (view, gone) = (view.clone(), gone.clone());
+            shard.run(move |shard| {
+                if let Some(local) = shard.local::<Local>(key) {
+                    local.update(view, gone);
+                }
+            });
+        }
+        for controller in state.controllers.values() {
+            controller.namespace_changed(nsid);
+        }
+        Ok(())
+    }
+
+    /// A controller identifier for a new controller, and its place in the list; `make` gets the identifier.
+    pub(crate) fn admit(&self, make: impl FnOnce(u16) -> Arc<Shared>) -> Result<Arc<Shared>, SubsystemError> {
+        let mut state = self.state();
+        if state.closed || state.controllers.len() >= MAX_CONTROLLERS {
+            return Err(SubsystemError::NoController);
+        }
+        // Identifiers go round, so that one that has just ended does not come back at once. The list is far shorter
+        // than the round: one is free.
+        let mut cntlid = state.next_cntlid;
+        while state.controllers.contains_key(&cntlid) {
+            cntlid = if cntlid >= CNTLID_MAX { 1 } else { cntlid + 1 };
+        }
+        state.next_cntlid = if cntlid >= CNTLID_MAX { 1 } else { cntlid + 1 };
+        let shared = make(cntlid);
+        state.controllers.insert(cntlid, shared.clone());
+        Ok(shared)
+    }
+
+    /// The controller with that identifier.
+    pub(crate) fn controller(&self, cntlid: u16) -> Option<Arc<Shared>> {
+        self.state().controllers.get(&cntlid).cloned()
+    }
+
+    /// A controller has ended: its identifier may be given out again.
+    pub(crate) fn forget(&self, cntlid: u16) {
+        self.state().controllers.remove(&cntlid);
+    }
+
+    /// Ends all controllers and lets go of all namespaces; the answer tells when the last command has ended.
+    pub fn close(self: &Arc<Self>) -> Drain {
+        let (hold, drain) = Drain::new();
+        let (controllers, view) = {
+            let mut state = self.state();
+            state.closed = true;
+            state.view = Arc::new(View { version: state.view.version + 1, namespaces: Vec::new() });
+            (state.controllers.values().cloned().collect::<Vec<_>>(), state.view.clone())
+        };
+        for controller in controllers {
+            controller.terminate();
+        }
+        let key = self.key();
+        for shard in &self.shards {
+            let (view, hold) = (view.clone(), hold.clone());
+            shard.run(move |shard| {
+                if let Some(local) = shard.local::<Local>(key) {
+                    local.update(view, Some(hold));
+                    shard.take_local(key);
+                }
+            });
+        }
+        drain
+    }
+}
+
+impl fmt::Debug for Subsystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Subsystem({})", self.nqn)
+    }
+}
