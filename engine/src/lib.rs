@@ -18,6 +18,8 @@ mod volume;
 
 pub use io::{Io, IoError, IoId, IoResult, Op, Origin, Request, Scope};
 pub use proxy::proxy;
-pub use shard::{Config, OnTimer, Poller, PollerId, Shard, ShardHandle, Shards, Sim, Task, TimerId, Wake};
+pub use shard::{
+    Config, OnTimer, Poller, PollerId, Shard, ShardHandle, Shards, Sim, Task, TimerId, TurnEnd, Wake,
+};
 pub use stats::VolumeStats;
 pub use volume::{Channel, ChannelRef, Issuer, Limits, Reason, Volume};

@@ -44,6 +44,12 @@ pub(crate) fn completed(io: Io, result: IoResult) {
     std::mem::forget(orphan);
 }
 
+/// Who is called at the end of a batch: see [`Shard::at_turn_end`].
+pub trait TurnEnd {
+    /// Sends what has gathered.
+    fn turn_end(self: Rc<Self>);
+}
+
 /// What one turn of the clock reads.
 enum Clock {
     Real(Instant),
@@ -71,6 +77,7 @@ struct Inner {
     pollers: poller::Pollers,
     completed: RefCell<VecDeque<(Io, IoResult)>>,
     dirty: RefCell<Vec<Rc<dyn Channel>>>,
+    ends: RefCell<Vec<Rc<dyn TurnEnd>>>,
     channels: RefCell<HashMap<usize, WeakChannelRef>>,
     locals: RefCell<HashMap<u64, Rc<dyn Any>>>,
     stopping: Cell<bool>,
@@ -93,6 +100,7 @@ impl Shard {
             pollers: poller::Pollers::default(),
             completed: RefCell::default(),
             dirty: RefCell::default(),
+            ends: RefCell::default(),
             channels: RefCell::default(),
             locals: RefCell::default(),
             stopping: Cell::new(false),
@@ -128,6 +136,11 @@ impl Shard {
     /// each call of this. Channels keep a flag of their own so that a batch notes itself once.
     pub fn dirty(&self, channel: Rc<dyn Channel>) {
         self.0.dirty.borrow_mut().push(channel);
+    }
+
+    /// As [`Shard::dirty`], for what is no channel: a host's connection or completion queue with answers to send.
+    pub fn at_turn_end(&self, target: Rc<dyn TurnEnd>) {
+        self.0.ends.borrow_mut().push(target);
     }
 
     /// Calls `target` with `cookie` in the first turn at or after `delay` from now.
@@ -217,6 +230,10 @@ impl Shard {
                 break;
             }
         }
+        let ends = std::mem::take(&mut *self.0.ends.borrow_mut());
+        for end in ends {
+            end.turn_end();
+        }
         busy |= self.0.ring.submit();
         busy
     }
@@ -245,6 +262,7 @@ impl Shard {
     fn has_work(&self) -> bool {
         !self.0.completed.borrow().is_empty()
             || !self.0.dirty.borrow().is_empty()
+            || !self.0.ends.borrow().is_empty()
             || self.0.inbox.has_messages()
             || self.0.tasks.has_ready()
     }
