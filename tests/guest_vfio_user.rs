@@ -5,23 +5,12 @@
 mod common;
 mod guest;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::opi::Opi;
-use common::server::Server;
+use common::chain::{Chain, Disk};
 use guest::Builder;
-
-const REMOTE: &str = "nqn.2025-01.test.isthmus:remote";
-const SIZE: u64 = 128 << 20;
-
-/// A disk of the guest: its namespace id is its place, plus 1.
-struct Disk {
-    cipher: &'static str,
-    key: &'static str,
-    block: u64,
-}
 
 /// The bytes 0 to 31 and 0 to 63.
 const KEY_128: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -34,48 +23,6 @@ const DISKS: [Disk; 4] = [
     Disk { cipher: "ENCRYPTION_TYPE_AES_XTS_128", key: KEY_128, block: 4096 },
     Disk { cipher: "ENCRYPTION_TYPE_AES_XTS_128", key: KEY_128, block: 512 },
 ];
-
-/// Two servers: a target on one file for each disk, and the bridge that exports them encrypted to a guest.
-struct Chain {
-    target: Server,
-    bridge: Server,
-    files: Vec<PathBuf>,
-}
-
-impl Chain {
-    /// Declares the chain, or skips the running test when the stubs could not be had.
-    fn build(disks: &[Disk]) -> Option<Self> {
-        let (target, bridge) = (Server::start(&[]), Server::start(&[]));
-        let port = common::free_port();
-        let mut files = Vec::new();
-
-        let mut opi = Opi::connect(target.grpc())?;
-        opi.subsystem("remote", REMOTE);
-        opi.tcp_controller("remote", "tcp0", port);
-        for (disk, nsid) in disks.iter().zip(1..) {
-            let file = target.aio_file(&format!("disk{nsid}"), SIZE);
-            opi.aio_volume(&format!("file{nsid}"), &file, disk.block);
-            opi.namespace("remote", &format!("name{nsid}"), nsid, &format!("file{nsid}"));
-            files.push(file);
-        }
-
-        let mut opi = Opi::connect(bridge.grpc())?;
-        opi.remote("far", port, REMOTE, false);
-        opi.subsystem("near", "nqn.2025-01.test.isthmus:near");
-        for (disk, nsid) in disks.iter().zip(1..) {
-            opi.encrypted_volume(&format!("crypt{nsid}"), &format!("farn{nsid}"), disk.cipher, disk.key);
-            opi.qos_volume(&format!("calm{nsid}"), &format!("crypt{nsid}"), 100);
-            opi.namespace("near", &format!("name{nsid}"), nsid, &format!("calm{nsid}"));
-        }
-        opi.pcie_controller("near", "pcie0");
-        Some(Self { target, bridge, files })
-    }
-
-    /// The vfio-user socket of the guest's controller.
-    fn socket(&self) -> PathBuf {
-        self.bridge.path("ctrlr/near/cntrl")
-    }
-}
 
 const WHOLE: &str = r#"
 disk=/dev/nvme0n1
@@ -112,7 +59,7 @@ const PATTERN_SIZE: u64 = 1 << 20;
 #[test]
 fn a_file_system_outlives_a_reboot_and_the_remote_holds_ciphertext_alone() {
     let Some(guest) = Builder::new("vfio-user", WHOLE) else { return };
-    let Some(chain) = Chain::build(&DISKS) else { return };
+    let Some(chain) = Chain::build(&DISKS, &["--shards", "2"]) else { return };
     let printed = guest.vfio_user(&chain.socket()).reboots().run_with(|guest| {
         guest.wait_for_mark("boot")?;
         guest.answer("first");
@@ -137,7 +84,7 @@ fn a_file_system_outlives_a_reboot_and_the_remote_holds_ciphertext_alone() {
 }
 
 /// A part of a medium as the `cryptography` package decrypts it.
-fn decrypt(file: &std::path::Path, disk: &Disk, offset: u64, size: u64) -> Vec<u8> {
+fn decrypt(file: &Path, disk: &Disk, offset: u64, size: u64) -> Vec<u8> {
     let output = Command::new("python3")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/xts.py"))
         .arg(file)
@@ -165,7 +112,7 @@ no_complaint
 #[test]
 fn a_remote_that_dies_and_returns_is_a_stall_and_no_error() {
     let Some(guest) = Builder::new("stall", STALL) else { return };
-    let Some(mut chain) = Chain::build(&DISKS[..1]) else { return };
+    let Some(mut chain) = Chain::build(&DISKS[..1], &["--doorbells", "trapped"]) else { return };
     let socket = chain.socket();
     guest.vfio_user(&socket).run_with(|guest| {
         guest.wait_for_mark("writing")?;

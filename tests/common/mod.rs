@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: finding the real peers, running the server, declaring objects over OPI.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod chain;
 pub mod opi;
 pub mod server;
 

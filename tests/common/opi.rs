@@ -120,7 +120,7 @@ impl Opi {
     /// A remote controller with one path to a subsystem on loopback; its namespaces are the volumes `<id>n<nsid>`.
     pub fn remote(&mut self, id: &str, port: u16, nqn: &str, digests: bool) {
         let controller = json!({
-            "multipath": "NVME_MULTIPATH_DISABLE", "tcp": { "hdgst": digests, "ddgst": digests } });
+            "multipath": "NVME_MULTIPATH_DISABLE", "ioQueuesCount": 4, "tcp": { "hdgst": digests, "ddgst": digests } });
         self.call(
             "NvmeRemoteControllerService/CreateNvmeRemoteController",
             json!({ "nvmeRemoteController": controller, "nvmeRemoteControllerId": id }),
