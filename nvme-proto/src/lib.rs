@@ -57,7 +57,7 @@ pub mod dptr;
 pub mod fabrics;
 //M pub mod feature;
 pub mod identify;
-//M pub mod log;
+pub mod log;
 pub mod nqn;
 //M pub mod nvm;
 pub mod opcode;
