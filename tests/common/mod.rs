@@ -47,6 +47,24 @@ pub fn seed() -> u64 {
     seed
 }
 
+/// Random numbers that a seed repeats (xorshift64*).
+pub struct Random(u64);
+
+impl Random {
+    /// The sequence of [`seed`].
+    pub fn from_seed() -> Self {
+        Self(seed() | 1)
+    }
+
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % limit
+    }
+}
+
 /// A loopback TCP port that nobody listens on now.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();

@@ -65,6 +65,13 @@ impl Server {
         }
     }
 
+    /// The program itself, for its other commands.
+    pub fn command(&self) -> Command {
+        let mut command = as_ordinary_user(&self.program);
+        command.stdin(Stdio::null());
+        command
+    }
+
     /// The gRPC server's address.
     pub fn grpc(&self) -> SocketAddr {
         self.grpc

@@ -12,8 +12,11 @@ ask() {
 
 # Writes a block device at random places and reads all back, each block with its checksum: verify DEVICE SIZE
 verify() {
-    fio --name=verify --filename="$1" --size="$2" --rw=randwrite --bsrange=4k-64k --iodepth=16 --ioengine=libaio \
-        --direct=1 --verify=crc32c --verify_fatal=1 --eta=never --output=/tmp/fio.log || { cat /tmp/fio.log; return 1; }
+    for round in $(seq "$ROUNDS"); do
+        fio --name=verify --filename="$1" --size="$2" --rw=randwrite --bsrange=4k-64k --iodepth=16 --ioengine=libaio \
+            --direct=1 --verify=crc32c --verify_fatal=1 --randseed=$((SEED + round)) --eta=never \
+            --output=/tmp/fio.log || { cat /tmp/fio.log; return 1; }
+    done
     grep -E 'IOPS=' /tmp/fio.log
 }
 

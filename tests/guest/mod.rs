@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::common::tail;
+use crate::common::{count, seed, tail};
 
 /// The address by which a guest reaches the host's loopback.
 pub const HOST: &str = "10.0.2.2";
@@ -177,7 +177,9 @@ impl Guest {
         let directory = tempfile::Builder::new().prefix("guest.").tempdir().unwrap();
         let initrd = directory.path().join("initrd");
         let mut segment = cpio::Archive::default();
-        segment.file("script", 0o644, format!("{LIBRARY}\n{}", builder.script).as_bytes());
+        let (seed, rounds) = (seed() % 1_000_000_007, count(1, 20));
+        let script = format!("SEED={seed}\nROUNDS={rounds}\n{LIBRARY}\n{}", builder.script);
+        segment.file("script", 0o644, script.as_bytes());
         fs::copy(builder.image.join("initrd.cpio"), &initrd).unwrap();
         fs::File::options().append(true).open(&initrd).unwrap().write_all(&segment.finish()).unwrap();
 
