@@ -6,6 +6,7 @@
 //!
 //! `unsafe` lives in `mem` and `ring` alone.
 
+pub mod conformance;
 mod emulate;
 mod io;
 pub mod mem;

@@ -46,6 +46,7 @@ pub struct OpId {
 pub struct Ring {
     uring: RefCell<IoUring>,
     slots: RefCell<Slab<Box<Slot>>>,
+    #[expect(clippy::vec_box, reason = "a slot's address is its own for ever")]
     spare: RefCell<Vec<Box<Slot>>>,
     /// Slots whose entry did not fit yet.
     waiting: RefCell<VecDeque<usize>>,

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -81,10 +81,7 @@ impl Inbox {
         if let Some(m) = self.next.take() {
             return Some(m);
         }
-        match self.from.try_recv() {
-            Ok(m) => Some(m),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.from.try_recv().ok()
     }
 
     /// Runs what is there, up to a budget.

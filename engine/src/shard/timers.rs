@@ -22,9 +22,12 @@ pub struct TimerId {
     seq: u64,
 }
 
+/// Who is called, with which cookie.
+type Target = (Rc<dyn OnTimer>, u64);
+
 #[derive(Default)]
 pub(super) struct Timers {
-    all: RefCell<BTreeMap<TimerId, (Rc<dyn OnTimer>, u64)>>,
+    all: RefCell<BTreeMap<TimerId, Target>>,
     seq: Cell<u64>,
 }
 

@@ -1,0 +1,269 @@
+//! One NVMe/TCP connection: PDUs in both directions, without waiting.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use engine::mem::Sgl;
+use nvme_proto::tcp::{CapsuleResp, CommonHdr, DataHdr, IcReq, IcResp, PduType, R2t, TermReq, dgst, flags};
+use nvme_proto::zerocopy::{FromBytes, IntoBytes};
+use nvme_proto::{Cqe, Sqe};
+
+use crate::{Error, Result};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Received bytes that are looked at together.
+const CHUNK: usize = 256 << 10;
+
+/// Which digests are asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Digests {
+    /// Of headers.
+    pub header: bool,
+    /// Of data.
+    pub data: bool,
+}
+
+/// What arrived.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A response capsule, or the SUCCESS flag of the last data PDU.
+    Response(Cqe),
+    /// The controller wants `len` bytes of command `cid` from `at` on.
+    Ready { cid: u16, ttag: u16, at: u32, len: u32 },
+}
+
+/// A connection that has exchanged ICReq and ICResp.
+pub struct Connection {
+    stream: TcpStream,
+    out: Vec<u8>,
+    sent: usize,
+    input: Vec<u8>,
+    have: usize,
+    digests: Digests,
+    cpda: usize,
+    maxh2cdata: usize,
+}
+
+fn digest(parts: &[&[u8]]) -> [u8; 4] {
+    parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part)).to_le_bytes()
+}
+
+impl Connection {
+    /// Connects and initializes the connection.
+    ///
+    /// # Errors
+    /// Those of the socket; an ICResp that is none, or that refuses a digest.
+    pub fn open(addr: SocketAddr, digests: Digests) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&addr, PATIENCE)
+            .map_err(Error::io("connect to the NVMe/TCP target"))?;
+        stream.set_nodelay(true).map_err(Error::io("set TCP_NODELAY"))?;
+        stream.set_nonblocking(true).map_err(Error::io("make the socket non-blocking"))?;
+        let mut this = Connection {
+            stream,
+            out: Vec::new(),
+            sent: 0,
+            input: vec![0; 2 * CHUNK],
+            have: 0,
+            digests: Digests::default(),
+            cpda: 0,
+            maxh2cdata: 0,
+        };
+        let want =
+            u8::from(digests.header) * dgst::HDGST_ENABLE | u8::from(digests.data) * dgst::DDGST_ENABLE;
+        let ch = CommonHdr { pdu_type: PduType::IcReq, flags: 0, hlen: 128, pdo: 0, plen: 128 };
+        let request = IcReq { ch, pfv: 0, hpda_z: 0, dgst: want, maxr2t_z: 0, reserved: [0; 112] };
+        this.out.extend_from_slice(request.as_bytes());
+        let deadline = Instant::now() + PATIENCE;
+        while this.have < 128 {
+            this.transfer()?;
+            if Instant::now() > deadline {
+                return Err(Error::Timeout("ICResp"));
+            }
+            std::thread::yield_now();
+        }
+        let response = IcResp::read_from_bytes(&this.input[..128]).map_err(|_| malformed("ICResp"))?;
+        if response.ch.pdu_type != PduType::IcResp || response.ch.plen != 128 || response.pfv != 0 {
+            return Err(malformed("ICResp"));
+        }
+        if response.dgst & want != want {
+            return Err(Error::Protocol("the target refuses digests".into()));
+        }
+        this.consume(128);
+        this.digests = digests;
+        this.cpda = usize::from(response.cpda_z & 31) * 4 + 4;
+        this.maxh2cdata = (response.maxh2cdata as usize).max(4096) / 4 * 4;
+        Ok(this)
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.input.copy_within(n..self.have, 0);
+        self.have -= n;
+    }
+
+    /// Sends what is queued and receives what is there. Whether anything arrived.
+    fn transfer(&mut self) -> Result<bool> {
+        while self.sent < self.out.len() {
+            match self.stream.write(&self.out[self.sent..]) {
+                Ok(n) => self.sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("send to the target")(e)),
+            }
+        }
+        if self.sent == self.out.len() {
+            self.out.clear();
+            self.sent = 0;
+        }
+        match self.stream.read(&mut self.input[self.have..]) {
+            Ok(0) => Err(Error::Protocol("the target closed the connection".into())),
+            Ok(n) => {
+                self.have += n;
+                Ok(true)
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(false),
+            Err(e) => Err(Error::io("receive from the target")(e)),
+        }
+    }
+
+    fn header(&mut self, pdu_type: PduType, flag: u8, rest: &[u8], data_len: usize) {
+        let hlen = 8 + rest.len();
+        let hdgst = if self.digests.header { 4 } else { 0 };
+        let ddgst = if self.digests.data && data_len > 0 { 4 } else { 0 };
+        let pdo = if data_len > 0 { (hlen + hdgst).next_multiple_of(self.cpda.max(1)) } else { 0 };
+        let plen = if data_len > 0 { pdo + data_len + ddgst } else { hlen + hdgst };
+        let mut flag = flag;
+        flag |= if hdgst > 0 { flags::HDGSTF } else { 0 };
+        flag |= if ddgst > 0 { flags::DDGSTF } else { 0 };
+        let ch = CommonHdr { pdu_type, flags: flag, hlen: hlen as u8, pdo: pdo as u8, plen: plen as u32 };
+        self.out.extend_from_slice(ch.as_bytes());
+        self.out.extend_from_slice(rest);
+        if hdgst > 0 {
+            self.out.extend_from_slice(&digest(&[ch.as_bytes(), rest]));
+        }
+        if pdo > 0 {
+            self.out.resize(self.out.len() + pdo - hlen - hdgst, 0);
+        }
+    }
+
+    fn data(&mut self, data: &Sgl, at: usize, len: usize) {
+        let begin = self.out.len();
+        self.out.resize(begin + len, 0);
+        data.copy_out(at, &mut self.out[begin..]);
+        if self.digests.data && len > 0 {
+            let crc = digest(&[&self.out[begin..]]);
+            self.out.extend_from_slice(&crc);
+        }
+    }
+
+    /// Queues a command, with the first `in_capsule` bytes of `data` in its capsule.
+    pub(super) fn command(&mut self, sqe: &Sqe, data: &Sgl, in_capsule: usize) {
+        self.header(PduType::CapsuleCmd, 0, sqe.as_bytes(), in_capsule);
+        self.data(data, 0, in_capsule);
+    }
+
+    /// Queues what an R2T asks for.
+    pub(super) fn h2c_data(&mut self, cid: u16, ttag: u16, data: &Sgl, at: usize, len: usize) {
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(self.maxh2cdata);
+            let last = if done + n == len { flags::LAST_PDU } else { 0 };
+            let mut rest = [0; 16];
+            rest[..2].copy_from_slice(&cid.to_le_bytes());
+            rest[2..4].copy_from_slice(&ttag.to_le_bytes());
+            rest[4..8].copy_from_slice(&((at + done) as u32).to_le_bytes());
+            rest[8..12].copy_from_slice(&(n as u32).to_le_bytes());
+            self.header(PduType::H2cData, last, &rest, n);
+            self.data(data, at + done, n);
+            done += n;
+        }
+    }
+
+    /// Sends, receives, and passes on what arrived; data goes to the buffer that `buffer` names for its command.
+    pub(super) fn poll<'b>(
+        &mut self,
+        buffer: impl Fn(u16) -> Option<(&'b Sgl, usize)>,
+        events: &mut Vec<Event>,
+    ) -> Result<()> {
+        if !self.transfer()? && self.have == 0 {
+            return Ok(());
+        }
+        let mut at = 0;
+        while let Some(used) = self.pdu(at, &buffer, events)? {
+            at += used;
+        }
+        self.consume(at);
+        if self.sent < self.out.len() || !events.is_empty() {
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    fn pdu<'b>(
+        &mut self,
+        at: usize,
+        buffer: &impl Fn(u16) -> Option<(&'b Sgl, usize)>,
+        events: &mut Vec<Event>,
+    ) -> Result<Option<usize>> {
+        let bytes = &self.input[at..self.have];
+        let Ok((ch, _)) = CommonHdr::read_from_prefix(bytes) else { return Ok(None) };
+        let (hlen, plen) = (usize::from(ch.hlen), ch.plen as usize);
+        let digest_len = if ch.flags & flags::HDGSTF != 0 { 4 } else { 0 };
+        if ch.pdu_type.hlen() != Some(ch.hlen) || plen < hlen + digest_len {
+            return Err(malformed("PDU header"));
+        }
+        if plen > self.input.len() {
+            // A data PDU larger than the buffer: make room for it whole, within reason.
+            if plen > 16 << 20 {
+                return Err(malformed("PDU length"));
+            }
+            self.input.resize(plen + CHUNK, 0);
+            return Ok(None);
+        }
+        let Some(pdu) = bytes.get(..plen) else { return Ok(None) };
+        if digest_len > 0 && pdu[hlen..hlen + 4] != digest(&[&pdu[..hlen]]) {
+            return Err(Error::Protocol("a wrong header digest from the target".into()));
+        }
+        match ch.pdu_type {
+            PduType::CapsuleResp => {
+                let (capsule, _) =
+                    CapsuleResp::read_from_prefix(pdu).map_err(|_| malformed("CapsuleResp"))?;
+                events.push(Event::Response(capsule.cqe));
+            }
+            PduType::R2t => {
+                let (r2t, _) = R2t::read_from_prefix(pdu).map_err(|_| malformed("R2T"))?;
+                events.push(Event::Ready { cid: r2t.cccid, ttag: r2t.ttag, at: r2t.r2to, len: r2t.r2tl });
+            }
+            PduType::C2hData => {
+                let (data, _) = DataHdr::read_from_prefix(pdu).map_err(|_| malformed("C2HData"))?;
+                let (pdo, len, to) = (usize::from(ch.pdo), data.datal as usize, data.datao as usize);
+                let payload = pdu.get(pdo..).and_then(|p| p.get(..len)).filter(|_| pdo >= hlen + digest_len);
+                let payload = payload.ok_or_else(|| malformed("C2HData"))?;
+                if ch.flags & flags::DDGSTF != 0
+                    && pdu.get(pdo + len..pdo + len + 4) != Some(&digest(&[payload]))
+                {
+                    return Err(Error::Protocol("a wrong data digest from the target".into()));
+                }
+                let (buffer, expected) =
+                    buffer(data.cccid).ok_or_else(|| malformed("C2HData for no command"))?;
+                if to.checked_add(len).is_none_or(|end| end > expected) {
+                    return Err(malformed("C2HData beyond its command"));
+                }
+                buffer.copy_in(to, payload);
+                if ch.flags & flags::SUCCESS != 0 && ch.flags & flags::LAST_PDU != 0 {
+                    events.push(Event::Response(Cqe { cid: data.cccid, ..Cqe::default() }));
+                }
+            }
+            PduType::C2hTermReq => {
+                let fes = TermReq::read_from_prefix(pdu).map(|(t, _)| t.fes.0).unwrap_or_default();
+                return Err(Error::Protocol(format!("the target terminated the connection: FES {fes}")));
+            }
+            _ => return Err(malformed("PDU type")),
+        }
+        Ok(Some(plen))
+    }
+}
+
+fn malformed(what: &str) -> Error {
+    Error::Protocol(format!("malformed {what} from the target"))
+}

@@ -1,0 +1,9 @@
+//! NVMe/TCP from a host: connections, an Admin queue, I/O queues.
+
+mod connection;
+mod controller;
+mod queue;
+
+pub use connection::{Connection, Digests};
+pub use controller::{Controller, Options};
+pub use queue::IoQueue;
