@@ -171,8 +171,9 @@ pub fn as_ordinary_user(program: &Path) -> Command {
     command
 }
 
-/// The built program, from a place that the ordinary user can reach: the one in `ISTHMUS_BIN` if that is set.
-fn reachable_program(directory: &Path) -> PathBuf {
+/// The built program, from a place that the ordinary user can reach: the one in `ISTHMUS_BIN` if that
+/// is set, else cargo's for this test.
+pub fn reachable_program(directory: &Path) -> PathBuf {
     let built =
         std::env::var_os("ISTHMUS_BIN").map_or_else(|| env!("CARGO_BIN_EXE_isthmus").into(), PathBuf::from);
     let open =
