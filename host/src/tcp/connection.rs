@@ -70,7 +70,7 @@ impl Connection {
             maxh2cdata: 0,
         };
         let want =
-            u8::from(digests.header) * dgst::HDGST_ENABLE | u8::from(digests.data) * dgst::DDGST_ENABLE;
+            (u8::from(digests.header) * dgst::HDGST_ENABLE) | (u8::from(digests.data) * dgst::DDGST_ENABLE);
         let ch = CommonHdr { pdu_type: PduType::IcReq, flags: 0, hlen: 128, pdo: 0, plen: 128 };
         let request = IcReq { ch, pfv: 0, hpda_z: 0, dgst: want, maxr2t_z: 0, reserved: [0; 112] };
         this.out.extend_from_slice(request.as_bytes());

@@ -42,7 +42,7 @@ fn stamp(seed: u64, lba: u64, version: u32, bytes: &mut [u8]) {
     head[8..12].copy_from_slice(&version.to_le_bytes());
     head[12..].copy_from_slice(b"ISTH");
     for word in body.chunks_exact_mut(8) {
-        word.copy_from_slice(&random.next().to_le_bytes());
+        word.copy_from_slice(&random.number().to_le_bytes());
     }
 }
 

@@ -98,7 +98,10 @@ pub fn run(
     let Some(first) = queues.first() else { return Ok(Report::default()) };
     let namespace = first.namespace().clone();
     let blocks = (job.io_size / namespace.block_size as usize) as u32;
-    if job.io_size % namespace.block_size as usize != 0 || blocks == 0 || job.io_size > first.max_transfer() {
+    if !job.io_size.is_multiple_of(namespace.block_size as usize)
+        || blocks == 0
+        || job.io_size > first.max_transfer()
+    {
         let (size, block, max) = (job.io_size, namespace.block_size, first.max_transfer());
         return Err(Error::Protocol(format!(
             "I/O of {size} bytes: the namespace takes multiples of {block} up to {max}"
