@@ -51,11 +51,11 @@ macro_rules! offsets {
 }
 
 //M pub mod admin;
-//M pub mod aen;
+pub mod aen;
 pub mod command;
 pub mod dptr;
 pub mod fabrics;
-//M pub mod feature;
+pub mod feature;
 pub mod identify;
 pub mod log;
 pub mod nqn;

@@ -76,6 +76,8 @@ pub enum LogId {
     SanitizeStatus = 0x81,
 }
 
+bits!(LogId: u8);
+
 /// LSP of the ANA log page: groups only, no namespace identifiers.
 pub const LSP_ANA_GROUPS_ONLY: u8 = 1 << 0;
 
