@@ -95,7 +95,7 @@ impl Model {
     /// The one value that block `lba` holds, if that is certain.
     pub(super) fn certain(&mut self, lba: u64) -> Option<Value> {
         match &self.allowed(lba)[..] {
-            [Value::Any] => None,
+            [Value::Any, ..] => None,
             [first, rest @ ..] if rest.iter().all(|value| value == first) => Some(first.clone()),
             _ => None,
         }

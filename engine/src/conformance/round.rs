@@ -34,6 +34,8 @@ struct Round<'a> {
     desk: Rc<Desk>,
     /// Blocks of the largest I/O.
     max: u32,
+    /// I/Os in flight, at most: the fewer, the more is certain; the more, the more meet.
+    depth: usize,
 }
 
 pub(super) fn run(name: &str, make: &dyn Fn(&Sim) -> Arc<dyn Volume>, options: Options) {
@@ -49,9 +51,22 @@ pub(super) fn run(name: &str, make: &dyn Fn(&Sim) -> Arc<dyn Volume>, options: O
     };
     let desk = Desk::new(name, limits.block_size, options.vanishes, limits.unmapped_reads_zero);
     let origins = [(); 4].map(|()| Origin::new());
-    let rng = Rng::new(options.seed);
-    let mut round =
-        Round { name, options, rng, sim, volume, limits, channels: Vec::new(), origins, memory, desk, max };
+    let mut rng = Rng::new(options.seed);
+    let depth = rng.pick(&[3, 8, SLOTS]);
+    let mut round = Round {
+        name,
+        options,
+        rng,
+        sim,
+        volume,
+        limits,
+        channels: Vec::new(),
+        origins,
+        memory,
+        desk,
+        max,
+        depth,
+    };
     round.open();
     for step in 0..options.steps {
         round.step(step);
@@ -141,10 +156,10 @@ impl Round<'_> {
         let most = u64::from(self.max) * if op.has_data() { 1 } else { 4 };
         let hot = blocks.min(64);
         let begin = rng.pick(&[0, (blocks - hot) / 2, blocks - hot]) + rng.below(hot);
-        let len = match rng.below(10) {
-            0..=3 => 1,
-            4..=7 => 1 + rng.below(8),
-            8 => most,
+        let len = match rng.below(20) {
+            0..=8 => 1,
+            9..=17 => 1 + rng.below(8),
+            18 => most,
             _ => 1 + rng.below(most),
         };
         let len = len.min(most).min(blocks);
@@ -168,7 +183,7 @@ impl Round<'_> {
     fn free_slot(&mut self) -> Option<usize> {
         let state = self.desk.state.borrow();
         let free = |slot: &usize| state.flights.iter().all(|(_, f)| f.slot != *slot);
-        (0..SLOTS).find(free)
+        (0..self.depth).find(free)
     }
 
     fn send(&mut self, plan: Plan) {
@@ -192,7 +207,8 @@ impl Round<'_> {
             (3, _) => (Scope::Origin(self.origins[self.rng.index(4)]), shard..shard + 1),
             // As an unmap of guest memory does: on every shard.
             (4, _) => (Scope::Region(self.memory.region(which)), 0..2),
-            _ => (Scope::All, shard..shard + 1),
+            // As the end of a volume does: a proxy's I/O is on its volume's shard, too.
+            _ => (Scope::All, 0..2),
         };
         let mut covered = Vec::new();
         for (key, flight) in self.desk.state.borrow_mut().flights.iter_mut() {
