@@ -59,11 +59,11 @@ pub mod feature;
 pub mod identify;
 pub mod log;
 pub mod nqn;
-//M pub mod nvm;
+pub mod nvm;
 pub mod opcode;
-//M pub mod pci;
+pub mod pci;
 pub mod register;
-//M pub mod reservation;
+pub mod reservation;
 pub mod status;
 pub mod tcp;
 
