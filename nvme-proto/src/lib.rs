@@ -50,7 +50,7 @@ macro_rules! offsets {
     };
 }
 
-//M pub mod admin;
+pub mod admin;
 pub mod aen;
 pub mod command;
 pub mod dptr;
