@@ -5,9 +5,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use engine::mem::Buf;
-use engine::{ChannelRef, Config, Io, IoError, IoId, IoResult, Issuer, Op, Origin, Request, Shards, Volume};
+use engine::{
+    ChannelRef, Config, Io, IoError, IoId, IoResult, Issuer, Limits, Op, Origin, Request, Shards, Sim,
+    Volume, conformance,
+};
+use std::time::Duration;
 use xts::Xts;
 
+use crate::fault::{Effect, Rule};
 use crate::testing::{BLOCK, Host, Ram, pattern};
 use crate::{CryptVolume, FaultVolume, Faults, Maxima, QosVolume};
 
@@ -80,6 +85,30 @@ fn what_is_flushed_through_a_stack_outlives_the_power() {
             }
         }
     }
+}
+
+#[test]
+fn each_layer_and_a_stack_of_them_pass_the_conformance_kit() {
+    for layers in [&[Crypt][..], &[Qos], &[Fault], &[Fault, Crypt, Qos], &[Qos, Crypt, Fault]] {
+        for block_size in [512, 4096] {
+            let make = |_: &Sim| stack(Ram::with(Limits::full(block_size, 2048)), layers);
+            conformance::run(&format!("{layers:?} of {block_size}"), make, conformance::Options::default());
+        }
+    }
+}
+
+#[test]
+fn slow_volumes_pass_the_conformance_kit() {
+    let make = |_: &Sim| -> Arc<dyn Volume> {
+        let late = |ms, probability| Rule {
+            probability,
+            ..Rule::new(&[], Effect::Delay(Duration::from_millis(ms)))
+        };
+        let faults = Faults { volatile_cache: true, rules: vec![late(1, 0.5), late(900, 0.1)], seed: 1 };
+        let slow = Arc::new(FaultVolume::new(Ram::new(2048), faults));
+        Arc::new(CryptVolume::new(slow, &pattern(7, 32)).unwrap())
+    };
+    conformance::run("late fault under crypt", make, conformance::Options::default());
 }
 
 /// Writes a block, flushes now and then, reads it back, and goes on with the next; reports at the end.
