@@ -1,4 +1,5 @@
 //! Every volume of this room passes the kit.
+#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 

@@ -165,15 +165,15 @@ impl FileChannel {
         let op = job.io.op();
         let done = match result {
             Ok(bytes) => u64::from(bytes),
-            Err(e) if interrupted(&e) && job.tries < TRIES && !job.revoked => {
+            Err(_) if job.revoked => return Next::End(Err(IoError::Aborted)),
+            Err(e) if interrupted(&e) && job.tries < TRIES => {
                 job.tries += 1;
                 return Next::Go;
             }
             Err(e) => {
                 if matches!(job.step, Step::Allocate(_))
                     && matches!(op, Op::WriteZeroes { .. })
-                    && e.raw_os_error() == Some(Errno::EOPNOTSUPP as i32)
-                    && !job.revoked
+                    && is(&e, Errno::EOPNOTSUPP)
                 {
                     self.volume.zero_range.store(false, Ordering::Relaxed);
                     job.step = Step::Zeroes;
