@@ -212,7 +212,7 @@ impl OnTimer for RamChannel {
 #[cfg(test)]
 mod tests {
     use engine::testing::{Collector, bytes, filled};
-    use engine::{ChannelRef, IoId, Sim};
+    use engine::{ChannelRef, Config, IoId, Issuer, Request, Shards, Sim};
 
     use super::*;
 
@@ -253,6 +253,52 @@ mod tests {
         sim.on(0, |_| channel.revoke(Scope::Io(IoId { origin: c.origin(), tag: 7 })));
         assert!(sim.run_until(|| c.count() == 7));
         assert_eq!(c.result(7), Some(Err(IoError::Aborted)));
+    }
+
+    /// Writes and reads one block over and over, and says whether it was ever half of one write and half of another.
+    struct Hammer {
+        channel: ChannelRef,
+        memory: Sgl,
+        left: Cell<u64>,
+        whole: Cell<bool>,
+        tell: std::sync::mpsc::Sender<bool>,
+    }
+
+    impl Hammer {
+        fn go(self: Rc<Self>, mut io: Io) {
+            let left = self.left.replace(self.left.get() - 1);
+            let op = if left % 2 == 0 { Op::Write { fua: false } } else { Op::Read };
+            if op != Op::Read {
+                self.memory.copy_in(0, &[left as u8; 65536]);
+            }
+            *io.request_mut() = Request { op, lba: 0, blocks: 1, sgl: self.memory.clone() };
+            io.forward(&self.channel.clone(), self, 0);
+        }
+    }
+
+    impl Issuer for Hammer {
+        fn resume(self: Rc<Self>, io: Io, _cookie: u64, _result: IoResult) {
+            let found = bytes(&self.memory);
+            self.whole.set(self.whole.get() && found.iter().all(|b| *b == found[0]));
+            if self.left.get() > 0 { self.go(io) } else { self.tell.send(self.whole.get()).unwrap() }
+        }
+    }
+
+    #[test]
+    fn shards_never_see_half_a_write_of_each_other() {
+        let volume: Arc<dyn Volume> = RamVolume::new(65536, 1).unwrap();
+        let shards = Shards::start(&Config { cpus: vec![None; 2], ..Config::default() }).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        for handle in shards.handles() {
+            let (volume, tell) = (volume.clone(), tell.clone());
+            handle.run(move |shard| {
+                let (channel, memory) = (ChannelRef::open(&volume, shard), filled(65536, 0));
+                let (left, whole) = (Cell::new(600), Cell::new(true));
+                Rc::new(Hammer { channel, memory, left, whole, tell }).go(Io::new(IoId::default()));
+            });
+        }
+        assert!(told.iter().take(2).all(|whole| whole));
+        shards.stop();
     }
 
     #[test]

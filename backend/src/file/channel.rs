@@ -145,8 +145,8 @@ impl FileChannel {
             let len = u64::from(job.io.blocks()) * block_size;
             let (offset, skip) = (start + job.at, job.at as usize);
             match (job.step, job.io.op()) {
-                (Step::Transfer, Op::Write { fua }) => {
-                    let dsync = fua && self.volume.is_direct();
+                (Step::Transfer, Op::Write { .. }) => {
+                    let dsync = self.is_durable(job);
                     RingOp::Write { fd, offset, sgl: job.memory.clone(), skip, dsync }
                 }
                 (Step::Transfer, _) => RingOp::Read { fd, offset, sgl: job.memory.clone(), skip },
@@ -161,6 +161,11 @@ impl FileChannel {
         self.shard.ring().start(op, self.clone(), key as u64);
     }
 
+    /// Whether the job's operation is a write that the kernel syncs itself.
+    fn is_durable(&self, job: &Job) -> bool {
+        job.step == Step::Transfer && job.io.op() == Op::Write { fua: true } && self.volume.is_direct()
+    }
+
     fn judge(&self, job: &mut Job, result: io::Result<u32>) -> Next {
         let op = job.io.op();
         let done = match result {
@@ -171,6 +176,9 @@ impl FileChannel {
                 return Next::Go;
             }
             Err(e) => {
+                if self.is_durable(job) && is(&e, Errno::EIO) && !self.volume.device {
+                    self.volume.fail(&e);
+                }
                 if matches!(job.step, Step::Allocate(_))
                     && matches!(op, Op::WriteZeroes { .. })
                     && is(&e, Errno::EOPNOTSUPP)

@@ -14,7 +14,8 @@
 //! open file description, and forgets the data; so each channel has a description of its own, with one fdatasync
 //! under way at a time, and a failure is never told to another. It fails the volume for good: what was lost is not
 //! known, and a later flush that succeeds would be a lie.
-//! FUA is `RWF_DSYNC` on direct writes, and a write with fdatasync after it elsewhere.
+//! FUA is `RWF_DSYNC` on direct writes, and a write with fdatasync after it elsewhere. In a regular file an I/O error of
+//! the former may be the one report of a lost write-back, so it fails the volume too; a device has none to report.
 
 mod channel;
 mod open;
@@ -42,6 +43,8 @@ pub struct FileVolume {
     /// Alignment of memory and lengths for direct I/O, in bytes; `None` for buffered.
     direct: Option<usize>,
     read_only: bool,
+    /// A block device, and no regular file.
+    device: bool,
     limits: Limits,
     /// The file can zero a range without being sent zeroes, as far as is known.
     zero_range: AtomicBool,
@@ -63,7 +66,7 @@ impl FileVolume {
 
     fn fail(&self, error: &std::io::Error) {
         if !self.failed.swap(true, Ordering::AcqRel) {
-            tracing::error!(file = %self.path.display(), %error, "fdatasync failed: completed writes may be lost");
+            tracing::error!(file = %self.path.display(), %error, "a sync failed: completed writes may be lost");
         }
     }
 }

@@ -101,6 +101,7 @@ fn open_volume(dir: Option<&Path>, path: &Path, options: Options) -> io::Result<
         file,
         direct,
         read_only,
+        device: !meta.is_file(),
         limits,
         zero_range: AtomicBool::new(true),
         failed: AtomicBool::new(false),
