@@ -11,6 +11,7 @@ mod namespace;
 mod nvm;
 mod queue;
 mod subsystem;
+pub mod tcp;
 
 pub use controller::{AttachError, Config, Controller, Host, Port, QueueLink, QueueToken, Shared};
 pub use namespace::{Attachment, Drain, Namespace};

@@ -96,6 +96,7 @@ impl Controller {
             return;
         }
         self.phase.set(Phase::Ending);
+        self.shared.set_ending();
         if self.shared.close_queues(true) {
             self.drained();
         }

@@ -27,6 +27,8 @@ pub const MAX_TRANSFER: u64 = 1 << 20;
 pub struct Config {
     /// Queues are connections that survive a reset but for I/O queues; without it, PCIe: all queues go with a reset.
     pub fabrics: bool,
+    /// A discovery controller: no I/O queues, and its log is the port's.
+    pub discovery: bool,
     /// Entries of the largest queue (MQES + 1): at least 2.
     pub max_queue_entries: u16,
     /// I/O queues that the host may have at most.
@@ -50,6 +52,11 @@ pub trait Port {
 
     /// The controller has ended: all queues are gone, and so is its identifier.
     fn ended(&self) {}
+
+    /// The discovery log page, on a discovery controller.
+    fn discovery_log(&self) -> Option<Vec<u8>> {
+        None
+    }
 
     /// The interrupt mask: INTMS and INTMC as they read.
     fn interrupt_mask(&self) -> u32 {
@@ -151,6 +158,9 @@ impl Controller {
     pub(crate) fn namespace_changed(self: &Rc<Self>, nsid: u32) {
         let _ = nsid;
     }
+
+    /// The discovery log changed.
+    pub(crate) fn discovery_changed(self: &Rc<Self>) {}
 
     /// The admin queue closes: its event requests are gone.
     pub(crate) fn forget_events(&self) {}

@@ -58,6 +58,7 @@ pub struct Shared {
     io_queues: AtomicU16,
     /// A command came since the keep-alive timer looked.
     traffic: AtomicBool,
+    ending: AtomicBool,
     queues: Mutex<Queues>,
 }
 
@@ -76,6 +77,7 @@ impl Shared {
             home,
             io_queues: AtomicU16::new(io_queues),
             traffic: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             queues: Mutex::default(),
         }
     }
@@ -123,6 +125,15 @@ impl Shared {
 
     pub(super) fn take_traffic(&self) -> bool {
         self.traffic.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether the controller is on its way out: its commands are being taken back.
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_ending(&self) {
+        self.ending.store(true, Ordering::Release);
     }
 
     fn queues(&self) -> MutexGuard<'_, Queues> {
@@ -207,6 +218,11 @@ impl Shared {
 
     pub(crate) fn namespace_changed(self: &Arc<Self>, nsid: u32) {
         self.at_home(move |controller| controller.namespace_changed(nsid));
+    }
+
+    /// The discovery log is another now.
+    pub(crate) fn discovery_changed(self: &Arc<Self>) {
+        self.at_home(Controller::discovery_changed);
     }
 
     /// Ends the controller and its connections.

@@ -155,6 +155,11 @@ impl<T: Transport> Queue<T> {
         }
     }
 
+    /// The identifier of a command that is still in flight.
+    pub fn cid(&self, ticket: Ticket) -> Option<u16> {
+        self.slots.borrow_mut().get(ticket).map(|slot| slot.sqe.cid)
+    }
+
     /// Ends a command whose outcome was [`Outcome::Later`].
     pub fn finish(self: &Rc<Self>, ticket: Ticket, reply: Reply) {
         self.end(ticket, reply);

@@ -10,7 +10,7 @@ use engine::ShardHandle;
 use nvme_proto::Nqn;
 use nvme_proto::fabrics::CNTLID_MAX;
 
-use crate::controller::Shared;
+use crate::controller::{Host, Shared};
 use crate::namespace::{Drain, Namespace};
 
 pub use local::Local;
@@ -38,6 +38,9 @@ pub struct SubsystemConfig {
 /// Why the control plane's wish cannot be granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubsystemError {
+    /// The NQN is not one.
+    #[error("nqn is not a valid NVMe qualified name")]
+    Nqn,
     /// More than 20 characters, or not printable ASCII.
     #[error("serial number must be at most 20 printable ASCII characters")]
     Serial,
@@ -266,6 +269,11 @@ impl Subsystem {
     /// The controller with that identifier.
     pub(crate) fn controller(&self, cntlid: u16) -> Option<Arc<Shared>> {
         self.state().controllers.get(&cntlid).cloned()
+    }
+
+    /// Whether a controller of that host is ending: commands of it may still land.
+    pub(crate) fn has_ending(&self, host: &Host) -> bool {
+        self.state().controllers.values().any(|c| c.host() == Some(host) && c.is_ending())
     }
 
     /// A controller has ended: its identifier may be given out again.

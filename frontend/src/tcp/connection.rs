@@ -1,0 +1,420 @@
+//! One connection: from its first byte to its last (NVMe/TCP Transport 1.1, 3.1 to 3.4).
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::mem::Sgl;
+use engine::ring::{Completion, Fd, RingClient, RingOp};
+use engine::{Shard, TurnEnd};
+use nvme_proto::opcode::{AdminOpcode, FabricsType};
+use nvme_proto::tcp::{
+    CapsuleCmd, CapsuleResp, CommonHdr, DataHdr, Fes, IcReq, IcResp, PFV, PduType, TermReq, dgst, flags,
+};
+use nvme_proto::zerocopy::{FromZeros, IntoBytes};
+use nvme_proto::{Cqe, Sqe, Status};
+
+use super::budget::Lease;
+use super::pdu::{Agreed, Fatal, Framer};
+use super::receive::Receiver;
+use super::reject::Reason;
+use super::send::{Sender, digest};
+use super::shard::ShardTarget;
+use super::transfer::{Capsule, SlotState, Wire};
+use super::{IN_CAPSULE, Listening, MAXH2CDATA};
+use crate::queue::{Queue, Ticket};
+
+/// Bytes waiting to be sent from which on nothing more is read.
+const BACKLOG: usize = 2 << 20;
+/// How long a connection that ends in error may take to send what it has to say.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+const RECEIVED: u64 = 0;
+const SENT: u64 = 1;
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// ICReq has not come.
+    New,
+    /// Waits for Connect.
+    Initialised,
+    /// A Connect is being decided; nothing is read.
+    Connecting,
+    /// It is a queue.
+    Live,
+    /// Only what is left is sent; nothing is read.
+    Farewell,
+    /// The socket is shut down; what the kernel has comes back.
+    Closed,
+}
+
+pub(super) struct Connection {
+    pub id: u64,
+    pub shard: Shard,
+    pub home: Rc<ShardTarget>,
+    pub listening: Arc<Listening>,
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+    fd: Fd,
+    pub phase: Cell<Phase>,
+    /// When it is closed at the latest; on the shard's clock. Zero for never.
+    pub deadline: Cell<u64>,
+    rx: RefCell<Receiver>,
+    receiving: Cell<bool>,
+    pub tx: RefCell<Sender>,
+    noted: Cell<bool>,
+    pub queue: RefCell<Option<Rc<Queue<Wire>>>>,
+    pub slots: RefCell<Vec<SlotState>>,
+    /// SQHD, and the queue's entries; zero entries: the host does without flow control.
+    pub sqhd: Cell<u16>,
+    pub entries: Cell<u16>,
+    pub flow_control: Cell<bool>,
+}
+
+impl Connection {
+    pub fn new(
+        id: u64,
+        home: &Rc<ShardTarget>,
+        listening: Arc<Listening>,
+        fd: Fd,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) -> Rc<Self> {
+        Rc::new(Connection {
+            id,
+            shard: home.shard.clone(),
+            home: home.clone(),
+            listening,
+            peer,
+            local,
+            fd,
+            phase: Cell::new(Phase::New),
+            deadline: Cell::new(0),
+            rx: RefCell::new(Receiver::new(Framer::new(IN_CAPSULE, MAXH2CDATA as usize))),
+            receiving: Cell::new(false),
+            tx: RefCell::new(Sender::new()),
+            noted: Cell::new(false),
+            queue: RefCell::default(),
+            slots: RefCell::default(),
+            sqhd: Cell::new(0),
+            entries: Cell::new(0),
+            flow_control: Cell::new(true),
+        })
+    }
+
+    pub fn agreed(&self) -> Agreed {
+        self.rx.borrow().framer.agreed()
+    }
+
+    /// Takes what has come, and asks for more.
+    pub fn pump(self: &Rc<Self>) {
+        loop {
+            let reads = matches!(self.phase.get(), Phase::New | Phase::Initialised | Phase::Live);
+            if !reads || self.receiving.get() {
+                return;
+            }
+            if self.tx.borrow().backlog() > BACKLOG {
+                // Read on when it has been sent.
+                return;
+            }
+            let step = self.rx.borrow_mut().step();
+            let step = step.and_then(|progress| match progress {
+                super::receive::Step::Header => self.header_complete(),
+                super::receive::Step::Whole => self.whole(),
+                super::receive::Step::Again => Ok(()),
+                super::receive::Step::Starved => {
+                    self.receive();
+                    Ok(())
+                }
+            });
+            if let Err(fatal) = step {
+                return self.fatal(fatal);
+            }
+        }
+    }
+
+    fn receive(self: &Rc<Self>) {
+        let (sgl, skip) = self.rx.borrow_mut().target();
+        self.receiving.set(true);
+        self.shard.ring().start(RingOp::Receive { fd: self.fd.clone(), sgl, skip }, self.clone(), RECEIVED);
+    }
+
+    /// A header is there: where does the data go?
+    fn header_complete(self: &Rc<Self>) -> Result<(), Fatal> {
+        let header = {
+            let rx = self.rx.borrow();
+            match rx.framer.pdu_type() {
+                Some(PduType::H2cData) => rx.framer.read::<DataHdr>(),
+                _ => None,
+            }
+        };
+        if let Some(header) = header {
+            let len = self.rx.borrow().framer.data_len();
+            let sink = self.expected(&header, len)?;
+            self.rx.borrow_mut().sink(sink);
+        }
+        Ok(())
+    }
+
+    /// A PDU is there, with its data.
+    fn whole(self: &Rc<Self>) -> Result<(), Fatal> {
+        let (pdu_type, data, intact) = {
+            let mut rx = self.rx.borrow_mut();
+            let data = rx.take_data();
+            let intact = match (rx.framer.data_digest(), &data) {
+                (Some(want), Some(data)) => digest(data) == want,
+                _ => true,
+            };
+            (rx.framer.pdu_type(), data, intact)
+        };
+        if !intact {
+            self.home.rejections().note(Reason::DataDigest, self.peer);
+        }
+        match pdu_type {
+            Some(PduType::IcReq) => {
+                let request = self.rx.borrow().framer.read();
+                request.map_or(Ok(()), |r| self.initialise(&r))?;
+            }
+            Some(PduType::CapsuleCmd) => {
+                let capsule = self.rx.borrow().framer.read::<CapsuleCmd>();
+                if let Some(capsule) = capsule {
+                    self.rx.borrow_mut().framer.next();
+                    return self.command(capsule.sqe, data, intact);
+                }
+            }
+            Some(PduType::H2cData) => {
+                let header = self.rx.borrow().framer.read::<DataHdr>();
+                if let Some(header) = header {
+                    self.rx.borrow_mut().framer.next();
+                    return self.data_came(&header, intact);
+                }
+            }
+            _ => {
+                self.home.rejections().note(Reason::HostTerminated, self.peer);
+                self.close();
+            }
+        }
+        self.rx.borrow_mut().framer.next();
+        Ok(())
+    }
+
+    fn initialise(self: &Rc<Self>, request: &IcReq) -> Result<(), Fatal> {
+        if request.pfv != PFV {
+            return Err(Fatal::new(Fes::UnsupportedParameter, 8, Reason::IcReq));
+        }
+        if request.hpda_z > nvme_proto::tcp::PDA_MAX_Z {
+            return Err(Fatal::field(10, Reason::IcReq));
+        }
+        let agreed = Agreed {
+            hdgst: request.dgst & dgst::HDGST_ENABLE != 0,
+            ddgst: request.dgst & dgst::DDGST_ENABLE != 0,
+            hpda: (usize::from(request.hpda_z) + 1) * 4,
+        };
+        let response = IcResp {
+            ch: CommonHdr { pdu_type: PduType::IcResp, flags: 0, hlen: 128, pdo: 0, plen: 128 },
+            pfv: PFV,
+            cpda_z: 0,
+            dgst: request.dgst & (dgst::HDGST_ENABLE | dgst::DDGST_ENABLE),
+            maxh2cdata: MAXH2CDATA,
+            reserved: [0; 112],
+        };
+        self.tx.borrow_mut().raw(response.as_bytes());
+        self.note();
+        self.rx.borrow_mut().framer.initialised(agreed);
+        self.phase.set(Phase::Initialised);
+        Ok(())
+    }
+
+    fn command(self: &Rc<Self>, sqe: Sqe, data: Option<Sgl>, intact: bool) -> Result<(), Fatal> {
+        let queue = self.queue.borrow().clone();
+        let Some(queue) = queue else {
+            let connect = sqe.opc == AdminOpcode::Fabrics.0 && sqe.fctype() == FabricsType::Connect;
+            if !intact {
+                self.respond(Cqe::new(sqe.cid, Status::TRANSIENT_TRANSPORT_ERROR));
+            } else if connect {
+                self.connect(&sqe, data);
+            } else {
+                self.respond(Cqe::new(sqe.cid, Status::COMMAND_SEQUENCE_ERROR.dnr()));
+            }
+            return Ok(());
+        };
+        let head = self.sqhd.get() + 1;
+        self.sqhd.set(if head >= self.entries.get() { 0 } else { head });
+        let capsule = Capsule { data, intact };
+        match queue.execute(sqe, capsule) {
+            Ok(_) => Ok(()),
+            Err(_) if queue.is_closing() => Ok(()),
+            // More commands than the queue has entries: the host does not keep to SQ flow control.
+            Err(_) => Err(Fatal::new(Fes::LimitExceeded, 0, Reason::QueueOverrun)),
+        }
+    }
+
+    /// Sends a response capsule at the end of the turn.
+    pub fn respond(self: &Rc<Self>, cqe: Cqe) {
+        let response = CapsuleResp { ch: CommonHdr::new_zeroed_of(PduType::CapsuleResp, 0), cqe };
+        self.tx.borrow_mut().pdu(response, None, self.agreed());
+        self.note();
+    }
+
+    /// Sends data to the host; with `last`, no response capsule follows.
+    pub fn send_data(self: &Rc<Self>, cid: u16, data: Sgl, lease: Option<Lease>, success: bool) {
+        let flags = flags::LAST_PDU | if success { flags::SUCCESS } else { 0 };
+        let header = DataHdr {
+            ch: CommonHdr::new_zeroed_of(PduType::C2hData, flags),
+            cccid: cid,
+            ttag: 0,
+            datao: 0,
+            datal: data.len() as u32,
+            reserved: 0,
+        };
+        self.tx.borrow_mut().pdu(header, Some((data, lease)), self.agreed());
+        self.note();
+    }
+
+    /// There is something to send: once a turn is enough.
+    pub fn note(self: &Rc<Self>) {
+        if !self.noted.replace(true) {
+            self.shard.at_turn_end(self.clone());
+        }
+    }
+
+    fn flush(self: &Rc<Self>) {
+        if self.phase.get() == Phase::Closed {
+            return;
+        }
+        let lists = self.tx.borrow_mut().next();
+        if let Some(sgls) = lists {
+            let op = RingOp::Send { fd: self.fd.clone(), sgls, skip: 0 };
+            self.shard.ring().start(op, self.clone(), SENT);
+        } else if self.phase.get() == Phase::Farewell && self.tx.borrow().is_idle() {
+            self.close();
+        }
+    }
+
+    /// Tells the host what it did wrong, and closes.
+    pub fn fatal(self: &Rc<Self>, fatal: Fatal) {
+        self.home.rejections().note(fatal.reason, self.peer);
+        let mut quote = [0u8; 128];
+        let quoted = {
+            let rx = self.rx.borrow();
+            let bytes = rx.framer.quote();
+            quote[..bytes.len()].copy_from_slice(bytes);
+            bytes.len()
+        };
+        let fei = fatal.fei.to_le_bytes();
+        let mut term = TermReq::new_zeroed();
+        term.ch =
+            CommonHdr { pdu_type: PduType::C2hTermReq, flags: 0, hlen: 24, pdo: 0, plen: 24 + quoted as u32 };
+        term.fes = fatal.fes;
+        term.fei_lo = u16::from_le_bytes([fei[0], fei[1]]);
+        term.fei_hi = u16::from_le_bytes([fei[2], fei[3]]);
+        {
+            let mut tx = self.tx.borrow_mut();
+            tx.raw(term.as_bytes());
+            tx.raw(&quote[..quoted]);
+        }
+        self.farewell();
+    }
+
+    /// Sends what is left and closes; reads no more.
+    pub fn farewell(self: &Rc<Self>) {
+        if matches!(self.phase.get(), Phase::Farewell | Phase::Closed) {
+            return;
+        }
+        self.phase.set(Phase::Farewell);
+        self.expire_in(FAREWELL);
+        self.note();
+    }
+
+    /// Sets when the connection is closed at the latest.
+    pub fn expire_in(&self, time: Duration) {
+        let at = self.shard.now().saturating_add(time.as_nanos() as u64);
+        self.deadline.set(at.max(1));
+    }
+
+    /// Closes the socket, and ends the queue; an admin queue takes its controller along.
+    pub fn close(self: &Rc<Self>) {
+        if self.phase.replace(Phase::Closed) == Phase::Closed {
+            return;
+        }
+        let _ = nix::sys::socket::shutdown(self.fd.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        let queue = self.queue.borrow().clone();
+        if let Some(queue) = queue {
+            if let Some(controller) = queue.controller() {
+                controller.terminate();
+            }
+            queue.close();
+        }
+        self.check_gone();
+    }
+
+    /// Forgets the connection when nothing of it is left.
+    pub fn check_gone(self: &Rc<Self>) {
+        let left = self.receiving.get() || self.tx.borrow().is_sending() || self.queue.borrow().is_some();
+        if self.phase.get() == Phase::Closed && !left {
+            self.home.forget(self.id);
+        }
+    }
+
+    /// The command that waits for `ticket`'s bytes: how many.
+    pub fn wanted(&self, ticket: Ticket) -> Option<usize> {
+        self.slots.borrow().get(usize::from(ticket.slot))?.wanted(ticket)
+    }
+}
+
+impl RingClient for Connection {
+    fn done(self: Rc<Self>, completion: Completion, cookie: u64) {
+        match (cookie, completion.op) {
+            (RECEIVED, _) => {
+                self.receiving.set(false);
+                match completion.result {
+                    Ok(n) if n > 0 && self.phase.get() != Phase::Closed => {
+                        self.rx.borrow_mut().received(n as usize);
+                        self.pump();
+                    }
+                    _ => self.close(),
+                }
+            }
+            (_, RingOp::Send { fd, sgls, skip }) => {
+                let total: usize = sgls.iter().map(Sgl::len).sum();
+                let sent = skip + completion.result.as_ref().map_or(0, |n| *n as usize);
+                let failed = completion.result.is_err() || self.phase.get() == Phase::Closed;
+                if !failed && sent < total {
+                    self.shard.ring().start(RingOp::Send { fd, sgls, skip: sent }, self.clone(), SENT);
+                    return;
+                }
+                self.tx.borrow_mut().sent(sgls);
+                if failed {
+                    self.close();
+                } else {
+                    self.flush();
+                    self.pump();
+                }
+            }
+            _ => {}
+        }
+        self.check_gone();
+    }
+}
+
+impl TurnEnd for Connection {
+    fn turn_end(self: Rc<Self>) {
+        self.noted.set(false);
+        self.flush();
+    }
+}
+
+/// A common header whose lengths the sender fills in.
+trait HeaderOf {
+    fn new_zeroed_of(pdu_type: PduType, flags: u8) -> Self;
+}
+
+impl HeaderOf for CommonHdr {
+    fn new_zeroed_of(pdu_type: PduType, flags: u8) -> Self {
+        CommonHdr { pdu_type, flags, hlen: 0, pdo: 0, plen: 0 }
+    }
+}

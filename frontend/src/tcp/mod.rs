@@ -1,0 +1,222 @@
+//! The NVMe/TCP target: listeners, connections, and the discovery service (NVMe/TCP Transport 1.1).
+//!
+//! A listening socket lives on one shard, which hands each connection to the next shard in turn; from then on a
+//! connection, its queue and all its commands live there.
+
+mod budget;
+mod connect;
+mod connection;
+mod discovery;
+mod listener;
+mod pdu;
+mod receive;
+mod reject;
+mod send;
+mod shard;
+mod transfer;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use engine::ShardHandle;
+use nvme_proto::Nqn;
+use nvme_proto::nqn::DISCOVERY_NQN;
+
+use crate::subsystem::{Subsystem, SubsystemConfig, SubsystemError};
+use listener::Listener;
+use shard::ShardTarget;
+
+pub use reject::{Reason, Rejections};
+
+/// Bytes of data that a capsule may carry.
+const IN_CAPSULE: usize = 8192;
+/// MAXH2CDATA.
+const MAXH2CDATA: u32 = 128 << 10;
+/// Entries of a queue at most.
+const MAX_QUEUE_ENTRIES: u16 = 1024;
+/// I/O queues of a controller at most.
+const MAX_IO_QUEUES: u16 = 128;
+
+/// What a target spends on its hosts.
+#[derive(Clone, Copy, Debug)]
+pub struct TargetConfig {
+    /// A connection that is no queue of a controller by then is closed.
+    pub connect_timeout: Duration,
+    /// Connections on a shard that are not yet queues; the oldest is closed for a new one.
+    pub max_half_open: usize,
+    /// Bytes of data that commands hold on a shard at once; more of them wait. A command that needs more than all of it
+    /// still runs, alone.
+    pub shard_budget: usize,
+}
+
+impl Default for TargetConfig {
+    fn default() -> Self {
+        TargetConfig { connect_timeout: Duration::from_secs(10), max_half_open: 64, shard_budget: 128 << 20 }
+    }
+}
+
+/// What a listener shows to hosts.
+#[derive(Debug)]
+struct Listening {
+    addr: SocketAddr,
+    subsystems: Mutex<Vec<Arc<Subsystem>>>,
+}
+
+impl Listening {
+    fn subsystems(&self) -> MutexGuard<'_, Vec<Arc<Subsystem>>> {
+        self.subsystems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The subsystem of that name, or the discovery service.
+    fn find(&self, nqn: &Nqn, target: &Inner) -> Option<Arc<Subsystem>> {
+        if nqn.as_str() == DISCOVERY_NQN {
+            return Some(target.discovery.clone());
+        }
+        self.subsystems().iter().find(|s| s.nqn() == nqn).cloned()
+    }
+}
+
+struct Inner {
+    config: TargetConfig,
+    shards: Vec<ShardHandle>,
+    rejections: Rejections,
+    discovery: Arc<Subsystem>,
+    /// GENCTR of the discovery log.
+    generation: AtomicU64,
+    listeners: Mutex<BTreeMap<SocketAddr, Listener>>,
+}
+
+impl Inner {
+    fn listeners(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Listener>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The discovery log is another now: hosts that asked are told.
+    fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        for controller in self.discovery.controllers() {
+            controller.discovery_changed();
+        }
+    }
+}
+
+/// An NVMe/TCP target. Any thread may call it.
+#[derive(Clone)]
+pub struct Target(Arc<Inner>);
+
+impl Target {
+    /// A target whose connections live on `shards`.
+    ///
+    /// # Errors
+    /// None in practice: the discovery subsystem is always valid.
+    pub fn new(shards: &[ShardHandle], config: TargetConfig) -> Result<Self, SubsystemError> {
+        let nqn = Nqn::new(DISCOVERY_NQN).map_err(|_| SubsystemError::Nqn)?;
+        let discovery = Subsystem::new(
+            SubsystemConfig {
+                nqn,
+                serial: "discovery".into(),
+                model: "Isthmus discovery".into(),
+                max_namespaces: 1,
+                allowed_hosts: Vec::new(),
+            },
+            shards,
+        )?;
+        Ok(Target(Arc::new(Inner {
+            config,
+            shards: shards.to_vec(),
+            rejections: Rejections::default(),
+            discovery,
+            generation: AtomicU64::new(1),
+            listeners: Mutex::default(),
+        })))
+    }
+
+    /// Shows a subsystem at an address, beside those that are shown there already. Port 0 takes a free one. The answer
+    /// is the address as it is.
+    ///
+    /// # Errors
+    /// Those of bind(2) and listen(2).
+    pub fn listen(&self, addr: SocketAddr, subsystem: &Arc<Subsystem>) -> io::Result<SocketAddr> {
+        let addr = {
+            let mut listeners = self.0.listeners();
+            let addr = match listeners.contains_key(&addr) {
+                true => addr,
+                false => {
+                    let listener = Listener::open(addr, &self.0)?;
+                    let bound = listener.listening.addr;
+                    listeners.insert(bound, listener);
+                    bound
+                }
+            };
+            if let Some(listener) = listeners.get(&addr) {
+                let mut subsystems = listener.listening.subsystems();
+                subsystems.retain(|s| s.nqn() != subsystem.nqn());
+                subsystems.push(subsystem.clone());
+            }
+            addr
+        };
+        self.0.changed();
+        Ok(addr)
+    }
+
+    /// Shows a subsystem at an address no more; who is connected stays. The last one takes the listener along. Whether
+    /// it was shown there.
+    pub fn unlisten(&self, addr: SocketAddr, nqn: &Nqn) -> bool {
+        let found = {
+            let mut listeners = self.0.listeners();
+            let Some(listener) = listeners.get(&addr) else { return false };
+            let (found, empty) = {
+                let mut subsystems = listener.listening.subsystems();
+                let before = subsystems.len();
+                subsystems.retain(|s| s.nqn() != nqn);
+                (subsystems.len() < before, subsystems.is_empty())
+            };
+            if empty && let Some(listener) = listeners.remove(&addr) {
+                listener.close();
+            }
+            found
+        };
+        self.0.changed();
+        found
+    }
+
+    /// Shows a subsystem nowhere any more.
+    pub fn remove_subsystem(&self, nqn: &Nqn) {
+        for (addr, _) in self.listeners() {
+            self.unlisten(addr, nqn);
+        }
+    }
+
+    /// The addresses, and the subsystems that each shows.
+    pub fn listeners(&self) -> Vec<(SocketAddr, Vec<Arc<Subsystem>>)> {
+        let listeners = self.0.listeners();
+        listeners.iter().map(|(addr, l)| (*addr, l.listening.subsystems().clone())).collect()
+    }
+
+    /// Why hosts were turned away, and how often.
+    pub fn rejections(&self) -> &Rejections {
+        &self.0.rejections
+    }
+
+    /// Closes all listeners and all connections; the subsystems stay.
+    pub fn close(&self) {
+        let listeners = std::mem::take(&mut *self.0.listeners());
+        for listener in listeners.into_values() {
+            listener.close();
+        }
+        for shard in &self.0.shards {
+            let target = self.0.clone();
+            shard.run(move |shard| ShardTarget::of(&target, shard).close_all());
+        }
+    }
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Target").field("listeners", &self.0.listeners().keys()).finish()
+    }
+}

@@ -1,0 +1,274 @@
+//! The framing of PDUs, without a socket: what the next bytes of the stream are (NVMe/TCP Transport 1.1, 3.3 and 3.6).
+
+#![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
+
+use nvme_proto::tcp::{CommonHdr, DIGEST_LEN, Fes, PDA_MAX_Z, PduType, TERM_REQ_MAX, flags};
+use nvme_proto::zerocopy::FromBytes;
+
+use super::reject::Reason;
+
+/// Bytes of the longest header.
+const HEADER_MAX: usize = 128;
+const COMMON: usize = size_of::<CommonHdr>();
+
+/// What ends a connection: the C2HTermReq that says so, and the counter it counts in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fatal {
+    pub fes: Fes,
+    pub fei: u32,
+    pub reason: Reason,
+}
+
+impl Fatal {
+    pub fn new(fes: Fes, fei: u32, reason: Reason) -> Self {
+        Fatal { fes, fei, reason }
+    }
+
+    /// A field of the header, by its byte offset.
+    pub fn field(offset: u32, reason: Reason) -> Self {
+        Self::new(Fes::InvalidHeaderField, offset, reason)
+    }
+
+    pub fn sequence(reason: Reason) -> Self {
+        Self::new(Fes::PduSequenceError, 0, reason)
+    }
+}
+
+/// What a side of the connection has agreed to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Agreed {
+    /// Header digests.
+    pub hdgst: bool,
+    /// Data digests.
+    pub ddgst: bool,
+    /// Alignment of data that the host wants, in bytes.
+    pub hpda: usize,
+}
+
+/// What the next bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// That many of the header (and its digest): [`Framer::header`].
+    Header(usize),
+    /// That many that mean nothing: [`Framer::passed`].
+    Pad(usize),
+    /// That many of the data: [`Framer::passed`].
+    Data(usize),
+    /// That many of the data digest: [`Framer::digest`].
+    Digest(usize),
+    /// None: the PDU is whole: [`Framer::next`].
+    Whole,
+}
+
+/// Finds PDUs in a stream.
+pub(super) struct Framer {
+    /// Before ICReq nothing else is taken, after it never again.
+    initialised: bool,
+    agreed: Agreed,
+    /// Bytes of data at most in a command capsule, and in an H2CData.
+    max_data: (usize, usize),
+    raw: [u8; HEADER_MAX + DIGEST_LEN],
+    have: usize,
+    layout: Option<Layout>,
+}
+
+/// A PDU whose common header has been checked: what is still to come of it.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    pdu_type: PduType,
+    /// Header and its digest.
+    header: usize,
+    pad: usize,
+    data: usize,
+    digest: usize,
+    received_digest: [u8; DIGEST_LEN],
+    data_len: usize,
+}
+
+impl Framer {
+    /// A framer for the start of a connection. A capsule carries at most the first, an H2CData the second number of
+    /// bytes.
+    pub fn new(max_capsule: usize, max_h2cdata: usize) -> Self {
+        Framer {
+            initialised: false,
+            agreed: Agreed::default(),
+            max_data: (max_capsule, max_h2cdata),
+            raw: [0; HEADER_MAX + DIGEST_LEN],
+            have: 0,
+            layout: None,
+        }
+    }
+
+    /// ICReq has been answered.
+    pub fn initialised(&mut self, agreed: Agreed) {
+        self.initialised = true;
+        self.agreed = agreed;
+    }
+
+    pub fn agreed(&self) -> Agreed {
+        self.agreed
+    }
+
+    /// What the next bytes are.
+    pub fn want(&self) -> Want {
+        let Some(l) = &self.layout else { return Want::Header(COMMON.saturating_sub(self.have)) };
+        match (l.header.saturating_sub(self.have), l.pad, l.data, l.digest) {
+            (0, 0, 0, 0) => Want::Whole,
+            (0, 0, 0, digest) => Want::Digest(digest),
+            (0, 0, data, _) => Want::Data(data),
+            (0, pad, _, _) => Want::Pad(pad),
+            (header, _, _, _) => Want::Header(header),
+        }
+    }
+
+    /// Takes bytes of the header: no more than were wanted. Whether the header is now complete and right.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn header(&mut self, bytes: &[u8]) -> Result<bool, Fatal> {
+        let end = self.have.saturating_add(bytes.len());
+        if let Some(to) = self.raw.get_mut(self.have..end) {
+            to.copy_from_slice(bytes);
+        }
+        self.have = end;
+        if self.layout.is_none() {
+            if self.have < COMMON {
+                return Ok(false);
+            }
+            self.layout = Some(self.check_common()?);
+        }
+        if self.layout.is_some_and(|l| self.have < l.header) {
+            return Ok(false);
+        }
+        self.check_digest()?;
+        Ok(true)
+    }
+
+    /// The checks that need no more than the common header. Nothing is ever allocated from PLEN.
+    fn check_common(&self) -> Result<Layout, Fatal> {
+        let Ok(ch) = CommonHdr::read_from_bytes(self.raw.get(..COMMON).unwrap_or_default()) else {
+            return Err(Fatal::field(0, Reason::PduType));
+        };
+        let t = ch.pdu_type;
+        match t {
+            PduType::IcReq if self.initialised => return Err(Fatal::sequence(Reason::PduSequence)),
+            PduType::IcReq | PduType::H2cTermReq => {}
+            PduType::CapsuleCmd | PduType::H2cData if self.initialised => {}
+            PduType::CapsuleCmd | PduType::H2cData => return Err(Fatal::sequence(Reason::PduSequence)),
+            _ => return Err(Fatal::field(0, Reason::PduType)),
+        }
+        if t.hlen() != Some(ch.hlen) {
+            return Err(Fatal::field(2, Reason::PduHeader));
+        }
+        let hlen = usize::from(ch.hlen);
+        let plen = usize::try_from(ch.plen).unwrap_or(usize::MAX);
+        let bad_plen = Err(Fatal::field(4, Reason::PduLength));
+        let layout = |header, pad, data_len, digest| Layout {
+            pdu_type: t,
+            header,
+            pad,
+            data: data_len,
+            digest,
+            received_digest: [0; DIGEST_LEN],
+            data_len,
+        };
+        if !t.has_data() {
+            // ICReq; TermReq carries the header of a PDU of ours, which nobody reads.
+            let longest = if t == PduType::H2cTermReq { TERM_REQ_MAX as usize } else { hlen };
+            if plen < hlen || plen > longest {
+                return bad_plen;
+            }
+            return Ok(layout(hlen, plen.saturating_sub(hlen), 0, 0));
+        }
+        let hdgstf = ch.flags & flags::HDGSTF != 0;
+        let ddgstf = ch.flags & flags::DDGSTF != 0;
+        if hdgstf != self.agreed.hdgst {
+            return Err(Fatal::field(1, Reason::PduHeader));
+        }
+        let header = hlen.saturating_add(if hdgstf { DIGEST_LEN } else { 0 });
+        if plen == header && t == PduType::CapsuleCmd {
+            return Ok(layout(header, 0, 0, 0));
+        }
+        if ddgstf != self.agreed.ddgst {
+            return Err(Fatal::field(1, Reason::PduHeader));
+        }
+        let (pdo, digest) = (usize::from(ch.pdo), if ddgstf { DIGEST_LEN } else { 0 });
+        let (Some(pad), Some(rest)) = (pdo.checked_sub(header), plen.checked_sub(pdo)) else {
+            return Err(Fatal::field(3, Reason::PduHeader));
+        };
+        if pdo % 4 != 0 || pad > (usize::from(PDA_MAX_Z).saturating_add(1)).saturating_mul(4) {
+            return Err(Fatal::field(3, Reason::PduHeader));
+        }
+        let most = if t == PduType::CapsuleCmd { self.max_data.0 } else { self.max_data.1 };
+        match rest.checked_sub(digest) {
+            Some(data_len) if data_len > 0 && data_len <= most => Ok(layout(header, pad, data_len, digest)),
+            _ => bad_plen,
+        }
+    }
+
+    fn check_digest(&self) -> Result<(), Fatal> {
+        let Some(l) = self.layout.filter(|l| self.agreed.hdgst && l.pdu_type.has_data()) else {
+            return Ok(());
+        };
+        let at = l.header.saturating_sub(DIGEST_LEN);
+        let (Some(header), Some(digest)) = (self.raw.get(..at), self.raw.get(at..l.header)) else {
+            return Ok(());
+        };
+        let received = u32::from_le_bytes(digest.try_into().unwrap_or_default());
+        if crc32c::crc32c(header) == received {
+            return Ok(());
+        }
+        Err(Fatal::new(Fes::HeaderDigestError, received, Reason::HeaderDigest))
+    }
+
+    /// That many bytes of padding or data have been passed over or put where they belong.
+    pub fn passed(&mut self, n: usize) {
+        if let Some(l) = &mut self.layout {
+            let left = if l.pad > 0 { &mut l.pad } else { &mut l.data };
+            *left = left.saturating_sub(n);
+        }
+    }
+
+    /// Takes bytes of the data digest.
+    pub fn digest(&mut self, bytes: &[u8]) {
+        if let Some(l) = &mut self.layout {
+            let at = DIGEST_LEN.saturating_sub(l.digest);
+            for (to, from) in l.received_digest.iter_mut().skip(at).zip(bytes) {
+                *to = *from;
+            }
+            l.digest = l.digest.saturating_sub(bytes.len());
+        }
+    }
+
+    /// The type of the PDU whose header is complete.
+    pub fn pdu_type(&self) -> Option<PduType> {
+        self.layout.map(|l| l.pdu_type)
+    }
+
+    /// Bytes of data in this PDU.
+    pub fn data_len(&self) -> usize {
+        self.layout.map_or(0, |l| l.data_len)
+    }
+
+    /// The header as one of its structures; `None` before it is complete.
+    pub fn read<H: FromBytes>(&self) -> Option<H> {
+        H::read_from_bytes(self.raw.get(..size_of::<H>())?).ok()
+    }
+
+    /// The bytes of the header that have come: what a C2HTermReq quotes.
+    pub fn quote(&self) -> &[u8] {
+        self.raw.get(..self.have.min(HEADER_MAX)).unwrap_or_default()
+    }
+
+    /// The data digest that came with this PDU, if it has one.
+    pub fn data_digest(&self) -> Option<u32> {
+        let l = self.layout.filter(|l| self.agreed.ddgst && l.data_len > 0)?;
+        Some(u32::from_le_bytes(l.received_digest))
+    }
+
+    /// Begins the next PDU.
+    pub fn next(&mut self) {
+        self.have = 0;
+        self.layout = None;
+    }
+}

@@ -1,0 +1,142 @@
+//! What a connection receives: chunks for headers and small data, and the commands' own memory for large data.
+
+use engine::mem::{Buf, Sgl};
+
+use super::pdu::{Fatal, Framer, Want};
+
+/// Bytes of a receive chunk.
+const CHUNK: usize = 32 << 10;
+/// Room for new bytes below which a new chunk is taken.
+const LEAST: usize = 4 << 10;
+/// Data of which more than this is still to come is received where it belongs, not in a chunk.
+const DIRECT: usize = 4 << 10;
+
+/// What became of the bytes that were there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Some were taken; there may be more.
+    Again,
+    /// The header is complete.
+    Header,
+    /// The PDU is complete.
+    Whole,
+    /// More must be received.
+    Starved,
+}
+
+/// The receiving half of a connection.
+pub(super) struct Receiver {
+    pub framer: Framer,
+    chunk: Buf,
+    /// Bytes received and not taken yet.
+    start: usize,
+    end: usize,
+    /// Where the data of the present PDU goes, and how much is there.
+    sink: Option<(Sgl, usize)>,
+    /// The receive under way goes to the sink.
+    direct: bool,
+}
+
+impl Receiver {
+    pub fn new(framer: Framer) -> Self {
+        Receiver { framer, chunk: Buf::new(CHUNK), start: 0, end: 0, sink: None, direct: false }
+    }
+
+    /// Takes as much as one part of a PDU.
+    pub fn step(&mut self) -> Result<Step, Fatal> {
+        let available = self.end - self.start;
+        let take = |n: usize| n.min(available);
+        match self.framer.want() {
+            Want::Whole => Ok(Step::Whole),
+            _ if available == 0 => Ok(Step::Starved),
+            Want::Header(n) => {
+                let n = take(n);
+                let mut bytes = [0u8; 256];
+                self.copy(&mut bytes[..n]);
+                Ok(if self.framer.header(&bytes[..n])? { Step::Header } else { Step::Again })
+            }
+            Want::Pad(n) => {
+                self.start += take(n);
+                self.framer.passed(take(n));
+                Ok(Step::Again)
+            }
+            Want::Data(n) => {
+                self.data(n, take(n));
+                Ok(Step::Again)
+            }
+            Want::Digest(n) => {
+                let mut bytes = [0u8; 4];
+                let n = take(n);
+                self.copy(&mut bytes[..n]);
+                self.framer.digest(&bytes[..n]);
+                Ok(Step::Again)
+            }
+        }
+    }
+
+    fn copy(&mut self, to: &mut [u8]) {
+        self.chunk.sgl(self.start, to.len()).copy_out(0, to);
+        self.start += to.len();
+    }
+
+    /// Takes `n` of the `wanted` bytes of data.
+    fn data(&mut self, wanted: usize, n: usize) {
+        let here = self.chunk.sgl(self.start, n);
+        match &mut self.sink {
+            None if n == wanted => self.sink = Some((here, n)),
+            None => {
+                let sgl = Buf::new(wanted).sgl(0, wanted);
+                sgl.copy_from(&here);
+                self.sink = Some((sgl, n));
+            }
+            Some((sgl, got)) => {
+                sgl.slice(*got, n).copy_from(&here);
+                *got += n;
+            }
+        }
+        self.start += n;
+        self.framer.passed(n);
+    }
+
+    /// Says where the data of the present PDU goes.
+    pub fn sink(&mut self, sgl: Sgl) {
+        self.sink = Some((sgl, 0));
+    }
+
+    /// The data of the PDU that is whole.
+    pub fn take_data(&mut self) -> Option<Sgl> {
+        self.sink.take().map(|(sgl, _)| sgl)
+    }
+
+    /// Where the next bytes are to be received, and how many of it to pass over.
+    pub fn target(&mut self) -> (Sgl, usize) {
+        if let (Some((sgl, got)), Want::Data(left)) = (&self.sink, self.framer.want())
+            && left >= DIRECT
+        {
+            self.direct = true;
+            return (sgl.clone(), *got);
+        }
+        self.direct = false;
+        let left = self.end - self.start;
+        if left == 0 && self.chunk.is_unique() {
+            (self.start, self.end) = (0, 0);
+        } else if self.chunk.capacity() - self.end < LEAST {
+            let next = Buf::new(CHUNK);
+            next.sgl(0, left).copy_from(&self.chunk.sgl(self.start, left));
+            (self.chunk, self.start, self.end) = (next, 0, left);
+        }
+        (self.chunk.sgl(self.end, self.chunk.capacity() - self.end), 0)
+    }
+
+    /// `n` bytes have come to the last target.
+    pub fn received(&mut self, n: usize) {
+        if !self.direct {
+            self.end += n;
+            return;
+        }
+        if let Some((_, got)) = &mut self.sink {
+            *got += n;
+            self.framer.passed(n);
+        }
+    }
+}

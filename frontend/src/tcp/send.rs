@@ -1,0 +1,173 @@
+//! What a connection has to say: PDUs gathered over a turn, and one send for all of them.
+
+use engine::mem::{Buf, Sgl};
+use nvme_proto::tcp::{CommonHdr, DIGEST_LEN, flags};
+use nvme_proto::zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::budget::Lease;
+use super::pdu::Agreed;
+
+/// Bytes of a buffer that headers are laid in.
+const ARENA: usize = 4096;
+/// Bytes of the longest header with its digest and padding.
+const LONGEST: usize = 256;
+/// Lists in one send: the kernel takes 1024 runs.
+const LISTS: usize = 512;
+
+/// The sending half of a connection.
+pub(super) struct Sender {
+    /// Lists that wait, in order.
+    pending: Vec<Sgl>,
+    leases: Vec<Lease>,
+    /// Bytes that wait or are with the kernel.
+    bytes: usize,
+    arena: Buf,
+    /// Headers laid out but not in `pending` yet.
+    from: usize,
+    to: usize,
+    /// While the kernel sends: what is given back when it has.
+    sending: Option<Vec<Lease>>,
+    spare: Vec<Sgl>,
+}
+
+impl Sender {
+    pub fn new() -> Self {
+        Sender {
+            pending: Vec::new(),
+            leases: Vec::new(),
+            bytes: 0,
+            arena: Buf::new(ARENA),
+            from: 0,
+            to: 0,
+            sending: None,
+            spare: Vec::new(),
+        }
+    }
+
+    /// Bytes that wait or are with the kernel.
+    pub fn backlog(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether nothing waits and nothing is with the kernel.
+    pub fn is_idle(&self) -> bool {
+        self.sending.is_none() && self.pending.is_empty() && self.from == self.to
+    }
+
+    /// Whether the kernel has a send of this connection.
+    pub fn is_sending(&self) -> bool {
+        self.sending.is_some()
+    }
+
+    /// Adds a PDU: `header` with its common header filled but for lengths and digest flags, and its data.
+    pub fn pdu<H: IntoBytes + Immutable>(
+        &mut self,
+        mut header: H,
+        data: Option<(Sgl, Option<Lease>)>,
+        agreed: Agreed,
+    ) where
+        H: FromBytes,
+    {
+        let mut raw = [0u8; LONGEST];
+        let hlen = size_of::<H>();
+        let hdgst = if agreed.hdgst { DIGEST_LEN } else { 0 };
+        let data_len = data.as_ref().map_or(0, |(sgl, _)| sgl.len());
+        let mut head = hlen + hdgst;
+        let mut plen = head;
+        let ch = &mut header.as_mut_bytes()[..size_of::<CommonHdr>()];
+        if let Ok(ch) = CommonHdr::mut_from_bytes(ch) {
+            ch.hlen = hlen as u8;
+            if data_len > 0 {
+                head = head.next_multiple_of(agreed.hpda.max(4));
+                plen = head + data_len + if agreed.ddgst { DIGEST_LEN } else { 0 };
+                ch.pdo = head as u8;
+            }
+            ch.plen = plen as u32;
+            if agreed.hdgst {
+                ch.flags |= flags::HDGSTF;
+            }
+            if agreed.ddgst && data_len > 0 {
+                ch.flags |= flags::DDGSTF;
+            }
+        }
+        raw[..hlen].copy_from_slice(header.as_bytes());
+        if agreed.hdgst {
+            let digest = crc32c::crc32c(&raw[..hlen]);
+            raw[hlen..hlen + DIGEST_LEN].copy_from_slice(&digest.to_le_bytes());
+        }
+        self.lay(&raw[..head]);
+        let Some((sgl, lease)) = data else { return };
+        self.seal();
+        if agreed.ddgst {
+            self.pending.push(sgl.clone());
+            self.lay(&digest(&sgl).to_le_bytes());
+        } else {
+            self.pending.push(sgl);
+        }
+        self.bytes += data_len;
+        self.leases.extend(lease);
+    }
+
+    /// Adds bytes as they are.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        for part in bytes.chunks(LONGEST) {
+            self.lay(part);
+        }
+    }
+
+    /// Copies bytes (at most [`LONGEST`]) into the arena.
+    fn lay(&mut self, bytes: &[u8]) {
+        if self.to + bytes.len() > ARENA {
+            self.seal();
+            self.arena = Buf::new(ARENA);
+            (self.from, self.to) = (0, 0);
+        }
+        self.arena.sgl(self.to, bytes.len()).copy_in(0, bytes);
+        self.to += bytes.len();
+        self.bytes += bytes.len();
+    }
+
+    /// Puts the headers laid out so far behind what waits.
+    fn seal(&mut self) {
+        if self.from < self.to {
+            self.pending.push(self.arena.sgl(self.from, self.to - self.from));
+            self.from = self.to;
+        }
+    }
+
+    /// What is sent now, if there is something and the kernel is free.
+    pub fn next(&mut self) -> Option<Vec<Sgl>> {
+        if self.sending.is_some() {
+            return None;
+        }
+        self.seal();
+        if self.pending.is_empty() {
+            return None;
+        }
+        let mut lists = std::mem::take(&mut self.spare);
+        if self.pending.len() <= LISTS {
+            std::mem::swap(&mut lists, &mut self.pending);
+            self.sending = Some(std::mem::take(&mut self.leases));
+        } else {
+            // The leases stay until the rest is sent too.
+            lists.extend(self.pending.drain(..LISTS));
+            self.sending = Some(Vec::new());
+        }
+        Some(lists)
+    }
+
+    /// The kernel has sent all of `lists`.
+    pub fn sent(&mut self, mut lists: Vec<Sgl>) {
+        self.bytes -= lists.iter().map(Sgl::len).sum::<usize>().min(self.bytes);
+        lists.clear();
+        self.spare = lists;
+        self.sending = None;
+    }
+}
+
+/// The data digest of a list.
+pub(super) fn digest(sgl: &Sgl) -> u32 {
+    let mut crc = 0;
+    sgl.each_copy(0, sgl.len(), |bytes| crc = crc32c::crc32c_append(crc, bytes));
+    crc
+}

@@ -1,0 +1,136 @@
+//! The target on one shard: its connections, its budget, and the clock that ends those that stall.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{OnTimer, Shard};
+
+use super::budget::Budget;
+use super::connection::{Connection, Phase};
+use super::reject::{Reason, Rejections};
+use super::{Inner, Listening};
+
+/// How often stalled connections are looked for.
+const TICK: Duration = Duration::from_secs(1);
+/// How long the host may take to send data that it was asked for.
+const DATA_TIMEOUT: Duration = Duration::from_secs(30);
+
+pub(super) struct ShardTarget {
+    pub shard: Shard,
+    pub target: Arc<Inner>,
+    pub budget: Rc<Budget>,
+    connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
+    next: Cell<u64>,
+    ticking: Cell<bool>,
+}
+
+impl ShardTarget {
+    /// The target's half on `shard`, made when it is first needed.
+    pub fn of(target: &Arc<Inner>, shard: &Shard) -> Rc<Self> {
+        let key = Arc::as_ptr(target) as u64;
+        if let Some(there) = shard.local::<ShardTarget>(key) {
+            return there;
+        }
+        let new = Rc::new(ShardTarget {
+            shard: shard.clone(),
+            target: target.clone(),
+            budget: Budget::new(shard, target.config.shard_budget),
+            connections: RefCell::default(),
+            next: Cell::new(0),
+            ticking: Cell::new(false),
+        });
+        shard.put_local(key, new.clone());
+        new
+    }
+
+    pub fn rejections(&self) -> &Rejections {
+        &self.target.rejections
+    }
+
+    /// Takes over a connection that was accepted.
+    pub fn adopt(self: &Rc<Self>, socket: OwnedFd, listening: Arc<Listening>) {
+        let stream = TcpStream::from(socket);
+        let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+        // Answers leave at once: they are gathered here already.
+        let _ = stream.set_nodelay(true);
+        let id = self.next.get();
+        self.next.set(id + 1);
+        self.make_room(peer);
+        let fd = Arc::new(OwnedFd::from(stream));
+        let connection = Connection::new(id, self, listening, fd, canonical(peer), canonical(local));
+        self.connections.borrow_mut().insert(id, connection.clone());
+        connection.expire_in(self.target.config.connect_timeout);
+        connection.pump();
+        self.tick();
+    }
+
+    /// Closes the oldest connection that has not connected to a controller when there are too many of these.
+    fn make_room(self: &Rc<Self>, peer: SocketAddr) {
+        let oldest = {
+            let connections = self.connections.borrow();
+            let mut half_open =
+                connections.values().filter(|c| !matches!(c.phase.get(), Phase::Live | Phase::Closed));
+            let oldest = half_open.next().cloned();
+            let many = 1 + half_open.count() >= self.target.config.max_half_open;
+            oldest.filter(|_| many)
+        };
+        if let Some(oldest) = oldest {
+            self.rejections().note(Reason::TooManyConnections, peer);
+            oldest.close();
+        }
+    }
+
+    pub fn forget(&self, id: u64) {
+        self.connections.borrow_mut().remove(&id);
+    }
+
+    /// Closes what came by a listener that is gone, or everything.
+    pub fn close_all(&self) {
+        let all: Vec<_> = self.connections.borrow().values().cloned().collect();
+        for connection in all {
+            connection.close();
+        }
+    }
+
+    fn tick(self: &Rc<Self>) {
+        if !self.ticking.replace(true) {
+            self.shard.timer(TICK, self.clone(), 0);
+        }
+    }
+}
+
+impl OnTimer for ShardTarget {
+    fn on_timer(self: Rc<Self>, _cookie: u64) {
+        self.ticking.set(false);
+        let now = self.shard.now();
+        let all: Vec<_> = self.connections.borrow().values().cloned().collect();
+        for connection in &all {
+            let deadline = connection.deadline.get();
+            if deadline != 0 && now >= deadline {
+                if connection.phase.get() != Phase::Farewell {
+                    self.rejections().note(Reason::HalfOpen, connection.peer);
+                }
+                connection.close();
+                continue;
+            }
+            let owed = connection.slots.borrow().iter().filter_map(|s| s.owed_since()).min();
+            if owed.is_some_and(|since| now.saturating_sub(since) > DATA_TIMEOUT.as_nanos() as u64) {
+                self.rejections().note(Reason::Transfer, connection.peer);
+                connection.close();
+            }
+        }
+        if !all.is_empty() {
+            self.tick();
+        }
+    }
+}
+
+/// An IPv4 peer of a listener for both families as IPv4.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}

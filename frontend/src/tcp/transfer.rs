@@ -1,0 +1,278 @@
+//! The transport's half of a queue: where a command's data is, and how it is answered.
+
+use std::rc::Rc;
+
+use engine::mem::{Buf, Sgl};
+use nvme_proto::dptr::{SglSubtype, SglType};
+use nvme_proto::fabrics::Property;
+use nvme_proto::opcode::{AdminOpcode, FabricsType};
+use nvme_proto::tcp::{CommonHdr, DataHdr, Fes, PduType, R2t, flags};
+use nvme_proto::{Cqe, Sqe, Status};
+
+use super::budget::Lease;
+use super::connection::{Connection, Phase};
+use super::pdu::Fatal;
+use super::reject::Reason;
+use crate::queue::{Completion, Data, Direction, Outcome, Queue, Reply, Ticket, Transport};
+
+/// A connection, as its queue knows it.
+pub(super) struct Wire(pub Rc<Connection>);
+
+/// What is kept of a command.
+pub(super) struct Capsule {
+    /// The data that came with it.
+    pub data: Option<Sgl>,
+    /// Whether the data digest was right.
+    pub intact: bool,
+}
+
+/// What a slot's command has of the connection.
+#[derive(Default)]
+pub(super) struct SlotState {
+    lease: Option<Lease>,
+    /// It waits for its share of the budget.
+    wants: Option<(Ticket, Direction, usize)>,
+    transfer: Option<Transfer>,
+}
+
+/// A command whose data the host was asked for. Its TTAG is its slot.
+struct Transfer {
+    ticket: Ticket,
+    cid: u16,
+    sgl: Sgl,
+    received: usize,
+    intact: bool,
+    since: u64,
+}
+
+impl SlotState {
+    pub fn wanted(&self, ticket: Ticket) -> Option<usize> {
+        self.wants.as_ref().filter(|w| w.0 == ticket).map(|w| w.2)
+    }
+
+    /// Since when the host owes data, on the shard's clock.
+    pub fn owed_since(&self) -> Option<u64> {
+        self.transfer.as_ref().map(|t| t.since)
+    }
+}
+
+impl Connection {
+    /// Memory for a command, when the budget has room for it.
+    fn reserve(self: &Rc<Self>, ticket: Ticket, cid: u16, direction: Direction, len: usize) -> Data {
+        match self.home.budget.lease(len) {
+            Some(lease) => self.begin(ticket, cid, direction, len, lease),
+            None => {
+                self.slot(ticket, |s| s.wants = Some((ticket, direction, len)));
+                self.home.budget.wait(self, ticket);
+                Data::Later
+            }
+        }
+    }
+
+    /// The budget has room for a command that waited.
+    pub fn granted(self: &Rc<Self>, ticket: Ticket, lease: Lease) {
+        let wants = self.slot(ticket, |s| s.wants.take()).flatten();
+        let queue = self.queue.borrow().clone();
+        let (Some((_, direction, len)), Some(queue)) = (wants, queue) else { return };
+        let Some(cid) = queue.cid(ticket) else { return };
+        if let Data::Ready(sgl) = self.begin(ticket, cid, direction, len, lease) {
+            queue.data(ticket, Ok(sgl));
+        }
+    }
+
+    fn begin(
+        self: &Rc<Self>,
+        ticket: Ticket,
+        cid: u16,
+        direction: Direction,
+        len: usize,
+        lease: Lease,
+    ) -> Data {
+        let sgl = Buf::new(len).sgl(0, len);
+        if direction == Direction::ToHost {
+            self.slot(ticket, |s| s.lease = Some(lease));
+            return Data::Ready(sgl);
+        }
+        let since = self.shard.now();
+        let transfer = Transfer { ticket, cid, sgl, received: 0, intact: true, since };
+        self.slot(ticket, |s| (s.lease, s.transfer) = (Some(lease), Some(transfer)));
+        let r2t = R2t {
+            ch: CommonHdr { pdu_type: PduType::R2t, flags: 0, hlen: 0, pdo: 0, plen: 0 },
+            cccid: cid,
+            ttag: ticket.slot,
+            r2to: 0,
+            r2tl: len as u32,
+            reserved: 0,
+        };
+        self.tx.borrow_mut().pdu(r2t, None, self.agreed());
+        self.note();
+        Data::Later
+    }
+
+    fn slot<R>(&self, ticket: Ticket, f: impl FnOnce(&mut SlotState) -> R) -> Option<R> {
+        let mut slots = self.slots.borrow_mut();
+        let at = usize::from(ticket.slot);
+        if slots.len() <= at {
+            slots.resize_with(at + 1, SlotState::default);
+        }
+        slots.get_mut(at).map(f)
+    }
+
+    /// Where `len` bytes of an H2CData go, if they are the ones that were asked for.
+    pub fn expected(&self, header: &DataHdr, len: usize) -> Result<Sgl, Fatal> {
+        let slots = self.slots.borrow();
+        let transfer = slots.get(usize::from(header.ttag)).and_then(|s| s.transfer.as_ref());
+        let transfer = transfer.ok_or(Fatal::field(10, Reason::Transfer))?;
+        if transfer.cid != header.cccid {
+            return Err(Fatal::field(8, Reason::Transfer));
+        }
+        let range = Err(Fatal::new(Fes::DataOutOfRange, 12, Reason::Transfer));
+        let left = transfer.sgl.len() - transfer.received;
+        if header.datao as usize != transfer.received || len > left {
+            return range;
+        }
+        if header.datal as usize != len {
+            return Err(Fatal::field(16, Reason::Transfer));
+        }
+        let last = header.ch.flags & flags::LAST_PDU != 0;
+        if last != (len == left) {
+            return Err(Fatal::field(1, Reason::Transfer));
+        }
+        Ok(transfer.sgl.slice(transfer.received, len))
+    }
+
+    /// An H2CData is whole, its bytes where they belong.
+    pub fn data_came(self: &Rc<Self>, header: &DataHdr, intact: bool) -> Result<(), Fatal> {
+        let done = {
+            let mut slots = self.slots.borrow_mut();
+            let Some(state) = slots.get_mut(usize::from(header.ttag)) else { return Ok(()) };
+            let Some(transfer) = &mut state.transfer else { return Ok(()) };
+            transfer.received += header.datal as usize;
+            transfer.intact &= intact;
+            transfer.since = self.shard.now();
+            if transfer.received < transfer.sgl.len() {
+                return Ok(());
+            }
+            state.transfer.take()
+        };
+        let queue = self.queue.borrow().clone();
+        if let (Some(transfer), Some(queue)) = (done, queue) {
+            let data =
+                if transfer.intact { Ok(transfer.sgl) } else { Err(Status::TRANSIENT_TRANSPORT_ERROR) };
+            queue.data(transfer.ticket, data);
+        }
+        Ok(())
+    }
+}
+
+impl Transport for Wire {
+    type Command = Capsule;
+
+    fn intercept(
+        &self,
+        queue: &Rc<Queue<Self>>,
+        _ticket: Ticket,
+        sqe: &Sqe,
+        capsule: &mut Capsule,
+    ) -> Option<Outcome> {
+        if !capsule.intact {
+            return Some(Status::TRANSIENT_TRANSPORT_ERROR.into());
+        }
+        if sqe.flags.psdt() != 1 {
+            return Some(Status::INVALID_FIELD.dnr().into());
+        }
+        if sqe.opc != AdminOpcode::Fabrics.0 {
+            return None;
+        }
+        let property = Property::of(sqe);
+        Some(match (sqe.fctype(), queue.controller()) {
+            (FabricsType::PropertyGet, Some(controller)) => {
+                match controller.property_get(property.offset, property.size) {
+                    Ok(value) => {
+                        let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
+                        let dw0 = u32::from_le_bytes([a, b, c, d]);
+                        let dw1 = u32::from_le_bytes([e, f, g, h]);
+                        Outcome::Done(Reply { status: Status::SUCCESS, dw0, dw1 })
+                    }
+                    Err(status) => status.into(),
+                }
+            }
+            (FabricsType::PropertySet, Some(controller)) => {
+                match controller.property_set(property.offset, property.size, property.value) {
+                    Ok(()) => Status::SUCCESS.into(),
+                    Err(status) => status.into(),
+                }
+            }
+            (FabricsType::Connect, _) => Status::COMMAND_SEQUENCE_ERROR.dnr().into(),
+            (FabricsType::Disconnect, None) => {
+                // Sends its answer, and closes.
+                self.0.farewell();
+                Status::SUCCESS.into()
+            }
+            (FabricsType::Disconnect, Some(_)) => Status::INVALID_QUEUE_TYPE.dnr().into(),
+            _ => Status::INVALID_OPCODE.dnr().into(),
+        })
+    }
+
+    fn data(
+        &self,
+        ticket: Ticket,
+        sqe: &Sqe,
+        capsule: &mut Capsule,
+        direction: Direction,
+        len: usize,
+    ) -> Data {
+        let sgl = sqe.sgl();
+        let in_capsule = match (sgl.kind(), sgl.subtype()) {
+            (SglType::DataBlock, SglSubtype::Offset) => true,
+            (SglType::TransportDataBlock, SglSubtype::Transport) => false,
+            _ => return Data::Failed(Status::SGL_DESCRIPTOR_TYPE_INVALID.dnr()),
+        };
+        if (sgl.length as usize) < len {
+            return Data::Failed(Status::DATA_SGL_LENGTH_INVALID.dnr());
+        }
+        match (direction, in_capsule, capsule.data.take()) {
+            (Direction::FromHost, true, Some(data)) if sgl.address != 0 => {
+                drop(data);
+                Data::Failed(Status::SGL_OFFSET_INVALID.dnr())
+            }
+            (Direction::FromHost, true, Some(data)) if data.len() == sgl.length as usize => {
+                Data::Ready(if data.len() == len { data } else { data.slice(0, len) })
+            }
+            (Direction::FromHost, true, _) => Data::Failed(Status::DATA_SGL_LENGTH_INVALID.dnr()),
+            (Direction::ToHost, true, _) | (_, false, Some(_)) => {
+                Data::Failed(Status::SGL_DESCRIPTOR_TYPE_INVALID.dnr())
+            }
+            (_, false, None) => self.0.reserve(ticket, sqe.cid, direction, len),
+        }
+    }
+
+    fn complete(&self, _capsule: Capsule, completion: Completion) {
+        let connection = &self.0;
+        let state = connection.slot(completion.ticket, std::mem::take).unwrap_or_default();
+        if connection.phase.get() == Phase::Closed {
+            return;
+        }
+        let Completion { cid, reply, data, .. } = completion;
+        if !data.is_empty() && reply.status.is_success() {
+            let quiet = !connection.flow_control.get() && reply == Reply::default();
+            connection.send_data(cid, data, state.lease, quiet);
+            if quiet {
+                return;
+            }
+        }
+        let sqhd = if connection.flow_control.get() { connection.sqhd.get() } else { 0 };
+        let cqe = Cqe { dw0: reply.dw0, dw1: reply.dw1, sqhd, ..Cqe::new(cid, reply.status) };
+        connection.respond(cqe);
+    }
+
+    fn closing(&self) {
+        self.0.close();
+    }
+
+    fn closed(&self, _queue: &Rc<Queue<Self>>) {
+        self.0.queue.take();
+        self.0.slots.take();
+        self.0.check_gone();
+    }
+}
