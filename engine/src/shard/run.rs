@@ -216,21 +216,38 @@ impl Sim {
                 continue;
             }
             // Real I/O first: it takes no virtual time.
-            if let Some(shard) = self.shards.iter().find(|s| s.0.ring.in_flight() > 0) {
-                let timers = self.shards.iter().any(|s| s.0.timers.first().is_some());
-                let before = Instant::now();
-                // With timers pending the kernel's part may be one that waits for a peer: look briefly, then go on.
-                let wait = Duration::from_millis(if timers { 1 } else { 2000 });
-                shard.enter(|| shard.0.ring.wait(Some(wait)));
-                if before.elapsed() < wait {
-                    continue;
-                }
+            if self.wait_for_kernel() {
+                continue;
             }
             let Some(next) = self.shards.iter().filter_map(|s| s.0.timers.first()).min() else {
                 return done();
             };
             self.now.set(self.now.get().max(next));
         }
+    }
+
+    /// Waits until an operation of any shard ends; false if there is none, or none ends in a good while.
+    fn wait_for_kernel(&self) -> bool {
+        let timers = self.shards.iter().any(|s| s.0.timers.first().is_some());
+        // With timers pending the kernel's part may be one that waits for a peer: look briefly, then go on.
+        let patience = Duration::from_millis(if timers { 1 } else { 2000 });
+        let slice = Duration::from_micros(100);
+        let start = Instant::now();
+        while start.elapsed() < patience {
+            let mut waited = false;
+            for shard in self.shards.iter().filter(|s| s.0.ring.in_flight() > 0) {
+                waited = true;
+                let before = Instant::now();
+                shard.enter(|| shard.0.ring.wait(Some(slice)));
+                if before.elapsed() < slice {
+                    return true;
+                }
+            }
+            if !waited {
+                return false;
+            }
+        }
+        false
     }
 
     /// Lets `time` pass.

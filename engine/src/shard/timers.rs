@@ -48,13 +48,15 @@ impl Timers {
         self.all.borrow().keys().next().map(|id| id.at)
     }
 
+    /// Fires what is due, but for timers made meanwhile: those have their turn in the next.
     pub(super) fn fire(&self, now: u64) -> bool {
         let mut any = false;
+        let made = self.seq.get();
         loop {
             let due = {
                 let mut all = self.all.borrow_mut();
                 match all.first_entry() {
-                    Some(first) if first.key().at <= now => first.remove(),
+                    Some(first) if first.key().at <= now && first.key().seq < made => first.remove(),
                     _ => return any,
                 }
             };
@@ -114,5 +116,39 @@ impl Drop for Sleep {
         if let Some(timer) = self.timer {
             self.shard.cancel_timer(timer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Log(Timers, RefCell<Vec<u64>>, Cell<u64>);
+
+    impl OnTimer for Log {
+        fn on_timer(self: Rc<Self>, cookie: u64) {
+            self.1.borrow_mut().push(cookie);
+            if cookie == 0 {
+                self.0.add(self.2.get(), self.clone(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn timers_fire_in_order_and_one_that_is_always_due_holds_nobody_up() {
+        let log = Rc::new(Log(Timers::default(), RefCell::default(), Cell::new(0)));
+        log.0.add(7, log.clone(), 2);
+        log.0.add(5, log.clone(), 1);
+        let gone = log.0.add(6, log.clone(), 3);
+        log.0.add(0, log.clone(), 0);
+        log.0.remove(gone);
+        let fire = |now| {
+            log.2.set(now);
+            assert!(log.0.fire(now));
+            log.1.take()
+        };
+        assert_eq!(fire(6), [0, 1]);
+        assert_eq!(fire(7), [0, 2]);
+        assert_eq!(log.0.first(), Some(7));
     }
 }
