@@ -1,4 +1,5 @@
 //! Shards, timers, tasks, crossing, and the order in which I/O comes back.
+#![allow(clippy::unwrap_used)]
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

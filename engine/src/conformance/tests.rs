@@ -9,7 +9,8 @@ use std::time::Duration;
 use super::{Options, run};
 use crate::io::{Io, IoError, IoResult, Op, Request, Scope};
 use crate::mem::{Mapping, Sgl};
-use crate::shard::{OnTimer, Shard};
+use crate::proxy::proxy;
+use crate::shard::{OnTimer, Shard, ShardHandle, Sim};
 use crate::stats::VolumeStats;
 use crate::volume::{Channel, Limits, Volume};
 
@@ -41,18 +42,26 @@ enum Fault {
 
 struct Mock {
     fault: Fault,
+    /// Elsewhere its channel is a proxy.
+    home: Option<ShardHandle>,
+    /// Has a cache, and no way to write through it.
+    cache: bool,
     memory: Arc<Mapping>,
     stats: VolumeStats,
 }
 
 impl Volume for Mock {
     fn limits(&self) -> Limits {
-        Limits { max_blocks: 100, ..Limits::full(BLOCK as u32, BLOCKS) }
+        let (volatile_cache, fua) = (self.cache, !self.cache);
+        Limits { max_blocks: 100, volatile_cache, fua, ..Limits::full(BLOCK as u32, BLOCKS) }
     }
     fn stats(&self) -> &VolumeStats {
         &self.stats
     }
     fn open(self: Arc<Self>, shard: &Shard) -> Rc<dyn Channel> {
+        if let Some(home) = self.home.clone().filter(|home| home.id() != shard.id()) {
+            return proxy(self, &home, shard);
+        }
         let (shard, parked, held) = (shard.clone(), RefCell::default(), RefCell::default());
         Rc::new(MockChannel { volume: self, shard, parked, held, count: Cell::new(0) })
     }
@@ -139,17 +148,18 @@ impl OnTimer for MockChannel {
     }
 }
 
-fn with(fault: Fault) {
-    let make = |_: &_| -> Arc<dyn Volume> {
+fn with(fault: Fault, proxied: bool, cache: bool) {
+    let make = |sim: &Sim| -> Arc<dyn Volume> {
         let memory = Arc::new(Mapping::anonymous(BLOCKS as usize * BLOCK).unwrap());
-        Arc::new(Mock { fault, memory, stats: VolumeStats::default() })
+        let home = proxied.then(|| sim.handles()[0].clone());
+        Arc::new(Mock { fault, home, cache, memory, stats: VolumeStats::default() })
     };
     run("mock", make, Options::default());
 }
 
 /// What the kit says of a volume with `fault`.
 fn found(fault: Fault) -> String {
-    let caught = std::panic::catch_unwind(|| with(fault)).expect_err("the kit found nothing");
+    let caught = std::panic::catch_unwind(|| with(fault, false, false)).expect_err("the kit found nothing");
     let said = caught.downcast::<String>().unwrap();
     assert!(said.contains("ISTHMUS_SEED="), "{said}");
     *said
@@ -157,7 +167,17 @@ fn found(fault: Fault) -> String {
 
 #[test]
 fn a_sound_volume_passes() {
-    with(Fault::None);
+    with(Fault::None, false, false);
+}
+
+#[test]
+fn crossing_shards_changes_nothing() {
+    with(Fault::None, true, false);
+}
+
+#[test]
+fn a_flush_in_place_of_fua_changes_nothing() {
+    with(Fault::None, false, true);
 }
 
 #[test]
