@@ -3,6 +3,7 @@
 
 pub mod file;
 pub mod null;
+pub mod nvme_tcp;
 pub mod ram;
 
 use std::io;

@@ -1,0 +1,58 @@
+//! The NVMe/TCP initiator: namespaces of remote controllers as volumes (Base 2.1; NVMe/TCP Transport 1.1).
+//!
+//! A [`Remote`] is the control half. Its [`session`](self) lives on a home shard: it connects, identifies, keeps alive,
+//! and connects again for ever. A [`RemoteNamespace`] is an [`engine::Volume`]; its channel on a shard sends over that
+//! shard's *lane*, one I/O queue on a TCP connection of its own that all namespaces of the remote share. Where the
+//! remote grants fewer queues than there are shards, the other shards' channels cross to one that has a queue.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `wire`, `queue`, `batch` | the protocol, sans I/O: PDUs, command identifiers, what to send |
+//! | `conn`, `admin`, `controller` | a connection; commands of control sequences; from the socket to CSTS.RDY |
+//! | `session`, `scan`, `identity` | the life of an association; what the controller says of itself |
+//! | `lane`, `channel`, `issued`, `status` | the path of every I/O |
+//!
+//! **While there is no connection** I/O is parked, in order, and nothing fails. What was out on a connection that is lost
+//! is sent again on the next one, in its first order and before everything newer; [`Resend`] says when. The default,
+//! `Fast`, is what Linux does: the old association may in principle still execute a write that it had while the new one
+//! executes a later write of the same blocks, unless the remote fences old associations before it admits the host again
+//! (Isthmus's own target does). `Strict` waits until the old association must have ended (keep-alive timeout plus command
+//! quiesce time) before it sends again, if a write was out.
+//!
+//! **I/O that its issuer takes back** ends as aborted at once and its memory is let go: what is still to be sent is copied
+//! first, what is still to come is passed over. The remote may still execute the command; until its answer is here, later
+//! I/O on the same blocks is held back, so that no old write lands over a new one.
+//!
+//! **A namespace** keeps the identity and the limits with which it was first seen ([`Pin`]). If the controller shows another
+//! one under its NSID, or one that can do less, it is refused with the reason, and its I/O stays parked.
+//!
+//! **A hostile controller** can make its own I/O fail or stall, and nothing else: every PDU is checked against the commands
+//! that are out, a violation ends the connection with an H2CTermReq, and the next attempt waits longer.
+
+mod admin;
+mod batch;
+mod channel;
+mod config;
+mod conn;
+mod controller;
+mod identity;
+mod issued;
+mod lane;
+mod namespace;
+mod promise;
+mod queue;
+mod reason;
+mod remote;
+mod scan;
+mod session;
+mod status;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{Config, Resend};
+pub use identity::Identity;
+pub use namespace::{Pin, RemoteNamespace};
+pub use reason::Reason;
+pub use remote::{Remote, State};

@@ -1,0 +1,292 @@
+//! The life of a remote on its home shard: connect, identify, keep alive, and again.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{Shard, ShardHandle, Task};
+use nvme_proto::aen;
+use nvme_proto::log::LogId;
+use tracing::{info, warn};
+
+use super::admin;
+use super::config::Resend;
+use super::controller::Controller;
+use super::identity::ControllerFacts;
+use super::lane::{Association, Lane};
+use super::namespace::Pin;
+use super::promise::{Mailbox, Promise, both, unless, within};
+use super::reason::Reason;
+use super::remote::{Event, Remote, State};
+use super::scan;
+
+/// Bytes of data in a capsule at most, whatever IOCCSZ allows: the largest I/O.
+const MAX_IN_CAPSULE: u64 = 1 << 20;
+/// The least time between two asynchronous events that are heeded: a remote cannot keep the shard busy with them.
+const EVENT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two Keep Alives when there are none.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How long a controller has to say goodbye.
+const SHUTDOWN: Duration = Duration::from_secs(1);
+
+/// What the home shard keeps: dropping it ends everything.
+pub(super) struct Session {
+    inner: Rc<Inner>,
+    _task: Task,
+}
+
+struct Inner {
+    shard: Shard,
+    remote: Arc<Remote>,
+    mailbox: Mailbox<Event>,
+    close: Rc<Promise<()>>,
+    /// Shards that have a lane.
+    lanes: RefCell<Vec<ShardHandle>>,
+    controller: RefCell<Option<Rc<Controller>>>,
+    association: RefCell<Option<Association>>,
+    generation: Cell<u64>,
+    /// Until when, on the shards' clock, the last association may still execute what it had.
+    fence: Cell<u64>,
+}
+
+impl Session {
+    pub fn start(remote: Arc<Remote>, shard: &Shard) {
+        let key = remote.session_key();
+        let inner = Rc::new(Inner {
+            shard: shard.clone(),
+            remote,
+            mailbox: Mailbox::default(),
+            close: Promise::new(),
+            lanes: RefCell::default(),
+            controller: RefCell::default(),
+            association: RefCell::default(),
+            generation: Cell::new(0),
+            fence: Cell::new(0),
+        });
+        let theirs = inner.clone();
+        let task = shard.spawn(async move {
+            unless(theirs.close.wait(), theirs.run()).await;
+            let controller = theirs.controller.take();
+            if let Some(controller) = controller {
+                within(&theirs.shard, SHUTDOWN, controller.shut_down()).await;
+            }
+            theirs.shard.take_local(key);
+        });
+        shard.put_local(key, Rc::new(Session { inner, _task: task }));
+    }
+
+    pub fn tell(&self, event: Event) {
+        match event {
+            Event::Lane(shard) => self.inner.add_lane(shard),
+            Event::Close => self.inner.close.set(()),
+            other => self.inner.mailbox.push(other),
+        }
+    }
+}
+
+impl Inner {
+    fn add_lane(&self, shard: ShardHandle) {
+        if let Some(association) = &*self.association.borrow() {
+            self.connect_lane(&shard, association.clone());
+        }
+        self.lanes.borrow_mut().push(shard);
+    }
+
+    fn connect_lane(&self, shard: &ShardHandle, association: Association) {
+        let remote = self.remote.clone();
+        shard.run(move |shard| {
+            if let Some(lane) = shard.local::<Lane>(remote.lane_key()) {
+                lane.connect(association);
+            }
+        });
+    }
+
+    fn each_lane(&self, f: impl Fn(&Lane) + Send + Copy + 'static) {
+        for shard in self.lanes.borrow().iter() {
+            let remote = self.remote.clone();
+            shard.run(move |shard| {
+                if let Some(lane) = shard.local::<Lane>(remote.lane_key()) {
+                    f(&lane);
+                }
+            });
+        }
+    }
+
+    async fn run(&self) {
+        let config = self.remote.config();
+        let (mut pause, mut was_live) = (config.first_pause, false);
+        loop {
+            self.generation.set(self.generation.get() + 1);
+            let began = self.shard.now();
+            let reason = match self.associate().await {
+                Ok(facts) => {
+                    was_live = true;
+                    let reason = self.serve(&facts).await;
+                    let quiesce = config.kato + Duration::from_millis(u64::from(facts.identify.cqt));
+                    let quiesce = u64::try_from(quiesce.as_nanos()).unwrap_or(0);
+                    self.fence.set(self.shard.now().saturating_add(quiesce));
+                    reason
+                }
+                Err(reason) => reason,
+            };
+            let lasted = Duration::from_nanos(self.shard.now().saturating_sub(began));
+            if lasted > config.longest_pause * 2 {
+                pause = config.first_pause;
+            }
+            self.association.replace(None);
+            self.controller.replace(None);
+            self.each_lane(Lane::disconnect);
+            warn!(remote = %config.name, %reason, "not connected; the next attempt in {pause:?}");
+            self.remote.set_state(match was_live {
+                true => State::Reconnecting(reason),
+                false => State::Connecting(Some(reason)),
+            });
+            self.shard.sleep(pause).await;
+            pause = (pause * 2).min(config.longest_pause);
+        }
+    }
+
+    /// Makes an association, up to the namespaces, and tells the lanes.
+    async fn associate(&self) -> Result<ControllerFacts, Reason> {
+        let config = self.remote.config();
+        let controller = Rc::new(Controller::open(&self.shard, config).await?);
+        self.controller.replace(Some(controller.clone()));
+        let facts = self.patiently("identifying the controller", scan::controller(&controller)).await?;
+        let queues = admin::set_queues(&controller.conn, self.remote.queues());
+        let queues = self.patiently("Number of Queues", queues).await?;
+        self.scan(&controller, &facts).await?;
+        let id = &facts.identify;
+        let in_capsule = (u64::from(id.ioccsz) * 16).saturating_sub(64).min(MAX_IN_CAPSULE);
+        let association = Association {
+            generation: self.generation.get(),
+            cntlid: controller.cntlid,
+            queues,
+            entries: config.queue_size.min(controller.cap.mqes_z().saturating_add(1)).max(2),
+            in_capsule: if id.icdoff == 0 { u32::try_from(in_capsule).unwrap_or(0) } else { 0 },
+            crdt: [id.crdt1, id.crdt2, id.crdt3],
+            fence: if config.resend == Resend::Strict { self.fence.get() } else { 0 },
+        };
+        for shard in self.lanes.borrow().iter() {
+            self.connect_lane(shard, association.clone());
+        }
+        self.association.replace(Some(association));
+        info!(remote = %config.name, cntlid = controller.cntlid, queues, "connected");
+        self.remote.set_state(State::Live);
+        Ok(facts)
+    }
+
+    /// Runs a step of a control sequence, but not for ever.
+    async fn patiently<T>(
+        &self,
+        what: &'static str,
+        step: impl Future<Output = Result<T, Reason>>,
+    ) -> Result<T, Reason> {
+        let wait = self.remote.config().connect_timeout;
+        within(&self.shard, wait, step).await.unwrap_or(Err(Reason::Timeout(what)))
+    }
+
+    /// Keeps an association alive; why it ended.
+    async fn serve(&self, facts: &ControllerFacts) -> Reason {
+        let Some(controller) = self.controller.borrow().clone() else { return Reason::Closed };
+        let (config, conn) = (self.remote.config(), &controller.conn);
+        let events = self.listen(&controller, facts);
+        let died = async {
+            let reason = conn.closed.wait().await;
+            self.mailbox.push(Event::AdminDown(self.generation.get(), reason));
+        };
+        let work = async {
+            let interval = if config.kato.is_zero() { NEVER } else { config.kato / 3 };
+            let mut due = self.shard.now();
+            loop {
+                let wait = Duration::from_nanos(due.saturating_sub(self.shard.now()));
+                let Some(event) = within(&self.shard, wait, self.mailbox.next()).await else {
+                    let answer = within(&self.shard, config.kato, admin::keep_alive(conn)).await;
+                    if let Err(reason) = answer.unwrap_or(Err(Reason::Timeout("Keep Alive"))) {
+                        return reason;
+                    }
+                    due = self
+                        .shard
+                        .now()
+                        .saturating_add(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX));
+                    continue;
+                };
+                let current = self.generation.get();
+                match event {
+                    Event::LaneDown(g, reason) | Event::AdminDown(g, reason) if g == current => {
+                        return reason;
+                    }
+                    Event::Reset => return Reason::Reset,
+                    Event::Notice => {
+                        if let Err(reason) = self.look_again(&controller, facts).await {
+                            return reason;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        };
+        // The loop alone ends; the others feed its mailbox.
+        let feeding = async {
+            both(events, died).await;
+            std::future::pending().await
+        };
+        unless(feeding, work).await.unwrap_or(Reason::Closed)
+    }
+
+    /// Puts the controller's events into the mailbox.
+    async fn listen(&self, controller: &Controller, facts: &ControllerFacts) {
+        let wanted = aen::AsyncEventConfiguration::new()
+            .with_nan(facts.identify.oaes.nsan())
+            .with_anacn(facts.identify.oaes.anacn());
+        // A controller that has no notices is scanned when it is connected, and then never.
+        if admin::set_events(&controller.conn, wanted).await.is_err() {
+            return;
+        }
+        while let Ok(event) = admin::next_event(&controller.conn).await {
+            if event.event_type() == aen::EventType::Notice {
+                self.mailbox.push(Event::Notice);
+            }
+            self.shard.sleep(EVENT_PAUSE).await;
+        }
+    }
+
+    /// Namespaces came, went or changed.
+    async fn look_again(&self, controller: &Controller, facts: &ControllerFacts) -> Result<(), Reason> {
+        let changed = admin::log_page(&controller.conn, LogId::ChangedNamespaces, 0, 4096);
+        self.patiently("the list of changed namespaces", changed).await?;
+        self.scan(controller, facts).await?;
+        self.each_lane(Lane::look);
+        Ok(())
+    }
+
+    /// Looks at every namespace of the controller.
+    async fn scan(&self, controller: &Controller, facts: &ControllerFacts) -> Result<(), Reason> {
+        let active = self.patiently("the namespace list", scan::active(controller)).await?;
+        for known in self.remote.namespaces() {
+            if !active.contains(&known.nsid()) {
+                let _ = known.refuse(Reason::Unfit("the controller has no such namespace"));
+            }
+        }
+        for nsid in active {
+            let seen =
+                self.patiently("identifying a namespace", scan::namespace(controller, facts, nsid)).await;
+            let (known, name) = (self.remote.namespace(nsid), &self.remote.config().name);
+            let taken = match (seen, known) {
+                (Ok(seen), known) => {
+                    let pin = Pin { nsid, identity: seen.identity, limits: seen.limits.clone() };
+                    let namespace = known.unwrap_or_else(|| self.remote.add(pin));
+                    namespace.seen(&seen.identity, &seen.limits, seen.spans)
+                }
+                (Err(reason @ (Reason::Hung | Reason::Timeout(_))), _) => return Err(reason),
+                (Err(reason), Some(known)) => known.refuse(reason),
+                (Err(reason), None) => Err(reason),
+            };
+            if let Err(reason) = taken {
+                warn!(remote = %name, nsid, %reason, "namespace refused");
+            }
+        }
+        self.remote.announce_namespaces();
+        Ok(())
+    }
+}
