@@ -50,7 +50,7 @@ pub struct Ring {
     spare: RefCell<Vec<Box<Slot>>>,
     /// Slots whose entry did not fit yet.
     waiting: RefCell<VecDeque<usize>>,
-    cancels: RefCell<Vec<u64>>,
+    cancels: RefCell<Vec<OpId>>,
     in_flight: Cell<usize>,
     unsubmitted: Cell<bool>,
     bell: Cell<Option<RawFd>>,
@@ -123,9 +123,7 @@ impl Ring {
     /// Asks the kernel to end an operation early; its client hears of its end as always (ECANCELED, or a short
     /// result, or its ordinary end).
     pub fn cancel(&self, id: OpId) {
-        if self.slots.borrow().get(id.key).is_some_and(|s| s.seq() == id.seq) {
-            self.cancels.borrow_mut().push(id.key as u64);
-        }
+        self.cancels.borrow_mut().push(id);
     }
 
     /// Operations that the kernel has or will have.
@@ -207,10 +205,14 @@ impl Ring {
             self.waiting.borrow_mut().pop_front();
         }
         let cancels = std::mem::take(&mut *self.cancels.borrow_mut());
-        for key in cancels {
-            let entry = opcode::AsyncCancel::new(key).build().user_data(CANCEL);
+        for id in cancels {
+            // By now it may have ended, and another may have its slot.
+            if self.slots.borrow().get(id.key).is_none_or(|slot| slot.seq() != id.seq) {
+                continue;
+            }
+            let entry = opcode::AsyncCancel::new(id.key as u64).build().user_data(CANCEL);
             if !self.push_entry(&entry) {
-                self.cancels.borrow_mut().push(key);
+                self.cancels.borrow_mut().push(id);
             }
         }
     }

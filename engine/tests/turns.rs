@@ -1,0 +1,159 @@
+//! What a shard does in its turns for others: messages, pollers, tasks.
+#![allow(clippy::unwrap_used)]
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use engine::{Config, Poller, PollerId, Shard, Shards, Sim, Task, Wake};
+
+#[test]
+fn messages_run_in_order_whoever_sends_them_and_wake_a_sleeper() {
+    let shards = Shards::start(&Config { spin: Duration::ZERO, ..Config::default() }).unwrap();
+    let (tx, rx) = channel();
+    std::thread::scope(|scope| {
+        for sender in 0..4 {
+            let (handle, tx) = (shards.handles()[0].clone(), tx.clone());
+            scope.spawn(move || {
+                for n in 0..500 {
+                    let tx = tx.clone();
+                    handle.run(move |_| tx.send((sender, n)).unwrap());
+                    if n % 100 == 0 {
+                        // Each of these finds the shard asleep or awake, and returns either way.
+                        assert_eq!(handle.call(|shard| shard.id()), Some(0));
+                    }
+                }
+            });
+        }
+    });
+    let mut next = [0; 4];
+    for (sender, n) in rx.iter().take(2000) {
+        assert_eq!(next[sender], n);
+        next[sender] += 1;
+    }
+    let handle = shards.handles()[0].clone();
+    shards.stop();
+    assert_eq!(handle.call(|shard| shard.id()), None, "a stopped shard answers nobody");
+}
+
+#[test]
+fn a_shard_that_must_look_sees_what_no_event_tells() {
+    struct Doorbell {
+        memory: Arc<AtomicUsize>,
+        seen: std::sync::mpsc::Sender<usize>,
+        last: Cell<usize>,
+    }
+    impl Poller for Doorbell {
+        fn poll(self: Rc<Self>) -> bool {
+            let now = self.memory.load(Ordering::Acquire);
+            let rung = now != self.last.replace(now);
+            if rung {
+                self.seen.send(now).unwrap();
+            }
+            rung
+        }
+        fn sleep(&self) -> Wake {
+            Wake::Look
+        }
+    }
+    let shards = Shards::start(&Config { spin: Duration::ZERO, ..Config::default() }).unwrap();
+    let memory = Arc::new(AtomicUsize::new(0));
+    let (seen, rung) = channel();
+    let theirs = memory.clone();
+    shards.handles()[0].run(move |shard| {
+        shard.add_poller(Rc::new(Doorbell { memory: theirs, seen, last: Cell::new(0) }));
+    });
+    for value in 1..=20 {
+        memory.store(value, Ordering::Release);
+        assert_eq!(rung.recv(), Ok(value));
+    }
+    shards.stop();
+}
+
+/// Counts its turns, and may take another out of the walk.
+struct Counter {
+    turns: Cell<usize>,
+    shard: Shard,
+    takes_out: Cell<Option<PollerId>>,
+}
+
+impl Poller for Counter {
+    fn poll(self: Rc<Self>) -> bool {
+        self.turns.set(self.turns.get() + 1);
+        if let Some(id) = self.takes_out.take() {
+            self.shard.remove_poller(id);
+        }
+        false
+    }
+    fn sleep(&self) -> Wake {
+        Wake::Event
+    }
+}
+
+#[test]
+fn pollers_may_change_the_walk_they_are_in() {
+    let sim = Sim::new(1).unwrap();
+    let [first, second] = [0, 1].map(|_| {
+        sim.on(0, |shard| {
+            let poller = Counter { turns: Cell::new(0), shard: shard.clone(), takes_out: Cell::new(None) };
+            Rc::new(poller)
+        })
+    });
+    let id = sim.on(0, |shard| {
+        shard.add_poller(first.clone());
+        shard.add_poller(second.clone())
+    });
+    sim.run_until(|| second.turns.get() == 1);
+    first.takes_out.set(Some(id));
+    let before = second.turns.get();
+    sim.advance(Duration::from_secs(1));
+    sim.advance(Duration::from_secs(1));
+    assert_eq!(second.turns.get(), before, "it is looked at no more");
+    assert!(first.turns.get() > 2);
+    assert_eq!(Rc::strong_count(&second), 1);
+}
+
+#[test]
+fn a_task_may_end_itself_or_another() {
+    let sim = Sim::new(1).unwrap();
+    let tasks: Rc<RefCell<Vec<Task>>> = Rc::default();
+    let steps = Rc::new(Cell::new(0));
+    let alive = Rc::new(());
+    for _ in 0..3 {
+        let (tasks, theirs, steps, alive) = (tasks.clone(), tasks.clone(), steps.clone(), alive.clone());
+        let task = sim.on(0, |shard| {
+            let shard2 = shard.clone();
+            shard.spawn(async move {
+                let _alive = alive;
+                shard2.sleep(Duration::from_secs(1)).await;
+                steps.set(steps.get() + 1);
+                // All of them, this one among them: it ends at its next await point.
+                let all = std::mem::take(&mut *theirs.borrow_mut());
+                drop(all);
+                shard2.sleep(Duration::from_secs(1)).await;
+                steps.set(100);
+            })
+        });
+        tasks.borrow_mut().push(task);
+    }
+    sim.advance(Duration::from_secs(10));
+    assert_eq!(steps.get(), 1, "the first ended the others before their turn");
+    assert_eq!(Rc::strong_count(&alive), 1, "nothing of them is left");
+}
+
+#[test]
+fn objects_of_a_shard_are_found_by_key_and_type() {
+    let sim = Sim::new(2).unwrap();
+    sim.on(0, |shard| shard.put_local(7, Rc::new("seven")));
+    sim.handles()[0].run(|shard| {
+        assert_eq!(shard.local::<&str>(7).as_deref(), Some(&"seven"));
+        assert!(shard.local::<u32>(7).is_none() && shard.local::<&str>(8).is_none());
+        shard.take_local(7);
+    });
+    sim.run_until(|| false);
+    sim.on(0, |shard| assert!(shard.local::<&str>(7).is_none()));
+    sim.on(1, |shard| assert!(shard.local::<&str>(7).is_none(), "shards share nothing"));
+}
