@@ -97,6 +97,7 @@ impl Controller {
         }
         self.phase.set(Phase::Ending);
         self.shared.set_ending();
+        self.stop_keep_alive();
         if self.shared.close_queues(true) {
             self.drained();
         }
@@ -109,6 +110,7 @@ impl Controller {
                 self.phase.set(Phase::Disabled);
                 self.edit(|r| r.csts = Csts::new());
                 self.forget_events();
+                self.forget_features();
                 self.port().disabled();
                 if self.registers().cc.en() {
                     self.enable();

@@ -1,7 +1,13 @@
 //! A controller: registers, admin commands, events. It lives on its home shard, the shard of its admin queue; what
 //! queues on other shards need of it is in [`Shared`].
 
+mod admin;
+mod events;
+mod features;
+mod identify;
+mod keep_alive;
 mod lifecycle;
+mod log;
 mod register;
 mod shared;
 
@@ -9,12 +15,13 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use engine::Shard;
-use nvme_proto::{Sqe, Status};
-
-use crate::queue::{AdminQueue, Outcome, Reply, Ticket};
 use crate::subsystem::{Local, Subsystem, SubsystemError};
+use engine::Shard;
+use events::Events;
+use features::Features;
+use keep_alive::KeepAlive;
 use lifecycle::Phase;
+use log::Logs;
 use register::Registers;
 
 pub use shared::{AttachError, Host, QueueLink, QueueToken, Shared};
@@ -53,6 +60,14 @@ pub trait Port {
     /// The controller has ended: all queues are gone, and so is its identifier.
     fn ended(&self) {}
 
+    /// The host was silent for longer than KATO; the controller ends.
+    fn keep_alive_expired(&self) {}
+
+    /// Vendor and subsystem vendor of the PCI function; zeroes on fabrics.
+    fn pci_ids(&self) -> (u16, u16) {
+        (0, 0)
+    }
+
     /// The discovery log page, on a discovery controller.
     fn discovery_log(&self) -> Option<Vec<u8>> {
         None
@@ -78,6 +93,10 @@ pub struct Controller {
     port: Box<dyn Port>,
     registers: RefCell<Registers>,
     phase: Cell<Phase>,
+    keep_alive: KeepAlive,
+    features: RefCell<Features>,
+    events: RefCell<Events>,
+    logs: RefCell<Logs>,
 }
 
 impl Controller {
@@ -103,9 +122,14 @@ impl Controller {
             port,
             registers: RefCell::default(),
             phase: Cell::new(Phase::Disabled),
+            keep_alive: KeepAlive::default(),
+            features: RefCell::new(Features::new(shared.host().map(|h| h.id))),
+            events: RefCell::default(),
+            logs: RefCell::default(),
             shared: shared.clone(),
         });
         shard.put_local(shared.key(), controller.clone());
+        controller.set_kato(config.kato);
         Ok(controller)
     }
 
@@ -141,27 +165,4 @@ impl Controller {
         let r = self.registers();
         (r.aqa, r.asq, r.acq)
     }
-
-    /// Executes an admin command; `queue` is answered later where the outcome says so.
-    pub fn admin(self: &Rc<Self>, queue: Rc<dyn AdminQueue>, ticket: Ticket, sqe: &Sqe) -> Outcome {
-        let _ = (queue, ticket, sqe);
-        Status::INVALID_OPCODE.dnr().into()
-    }
-
-    /// Executes an admin command whose data has come.
-    pub fn admin_data(self: &Rc<Self>, sqe: &Sqe, data: &[u8]) -> Reply {
-        let _ = (sqe, data);
-        Status::INVALID_OPCODE.dnr().into()
-    }
-
-    /// A namespace came, went, or changed.
-    pub(crate) fn namespace_changed(self: &Rc<Self>, nsid: u32) {
-        let _ = nsid;
-    }
-
-    /// The discovery log changed.
-    pub(crate) fn discovery_changed(self: &Rc<Self>) {}
-
-    /// The admin queue closes: its event requests are gone.
-    pub(crate) fn forget_events(&self) {}
 }

@@ -1,0 +1,311 @@
+//! Set Features and Get Features (Base 2.1, 5.1.25 and 5.1.11; NVM Command Set 1.1, 4.1.3). What a host sets has an
+//! effect, or is refused.
+
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nvme_proto::aen::AsyncEventConfiguration;
+use nvme_proto::feature::{
+    ErrorRecovery, FeatureCapabilities, FeatureId, FeatureSelect, GetFeaturesCdw10, HostBehavior,
+    HostIdentifier, InterruptCoalescing, InterruptVectorConfiguration, NumberOfQueues, PowerManagement,
+    SetFeaturesCdw10, TemperatureThreshold, Timestamp, VolatileWriteCache,
+};
+use nvme_proto::identify::NSID_ALL;
+use nvme_proto::zerocopy::{FromBytes, FromZeros, IntoBytes};
+use nvme_proto::{Sqe, Status};
+
+use super::Controller;
+use crate::queue::{Outcome, Reply};
+
+/// ORIGIN of a timestamp that the host set.
+const SET_BY_HOST: u8 = 1;
+/// Temperature thresholds after reset: over, WCTEMP; under, none.
+const OVER: u16 = 343;
+
+/// What the host has set.
+#[derive(Debug)]
+pub(super) struct Features {
+    arbitration: u32,
+    /// Over and under thresholds of the composite temperature, in kelvins.
+    temperature: [u16; 2],
+    error_recovery: u32,
+    write_atomicity: u32,
+    /// The host's clock when it was set, in milliseconds, and this shard's at that moment in nanoseconds.
+    timestamp: Option<(u64, u64)>,
+    behavior: HostBehavior,
+    host_id: [u8; 16],
+}
+
+impl Features {
+    pub(super) fn new(host_id: Option<[u8; 16]>) -> Self {
+        Features {
+            arbitration: 0,
+            temperature: [OVER, 0],
+            error_recovery: 0,
+            write_atomicity: 0,
+            timestamp: None,
+            behavior: HostBehavior::new_zeroed(),
+            host_id: host_id.unwrap_or_default(),
+        }
+    }
+}
+
+/// Features of discovery controllers.
+fn of_discovery(fid: FeatureId) -> bool {
+    matches!(fid, FeatureId::AsyncEventConfiguration | FeatureId::KeepAliveTimer | FeatureId::HostIdentifier)
+}
+
+/// Whether the value comes in a buffer.
+fn data_len(fid: FeatureId, cdw11: u32) -> usize {
+    match fid {
+        FeatureId::Timestamp => size_of::<Timestamp>(),
+        FeatureId::HostBehavior => size_of::<HostBehavior>(),
+        FeatureId::HostIdentifier if HostIdentifier::from_bits(cdw11).exhid() => 16,
+        FeatureId::HostIdentifier => 8,
+        _ => 0,
+    }
+}
+
+impl Controller {
+    /// After a reset nothing is as the host set it.
+    pub(super) fn forget_features(&self) {
+        self.features.replace(Features::new(self.shared.host().map(|h| h.id)));
+        self.shared.set_io_queues(self.config.max_io_queues);
+    }
+
+    /// Whether a feature is one of this controller's.
+    fn has_feature(&self, fid: FeatureId) -> bool {
+        if self.config.discovery {
+            return of_discovery(fid);
+        }
+        let pcie = !self.config.fabrics;
+        match fid {
+            FeatureId::Arbitration
+            | FeatureId::PowerManagement
+            | FeatureId::TemperatureThreshold
+            | FeatureId::ErrorRecovery
+            | FeatureId::NumberOfQueues
+            | FeatureId::WriteAtomicity
+            | FeatureId::AsyncEventConfiguration
+            | FeatureId::Timestamp
+            | FeatureId::HostBehavior
+            | FeatureId::HostIdentifier => true,
+            FeatureId::VolatileWriteCache => self.has_cache(),
+            FeatureId::InterruptCoalescing | FeatureId::InterruptVectorConfiguration => pcie,
+            FeatureId::KeepAliveTimer => !pcie,
+            _ => false,
+        }
+    }
+
+    fn has_cache(&self) -> bool {
+        self.local.namespaces().iter().any(|n| n.limits.volatile_cache)
+    }
+
+    /// Set Features.
+    pub(super) fn set_features(self: &Rc<Self>, sqe: &Sqe) -> Result<Outcome, Status> {
+        let cdw10 = SetFeaturesCdw10::from_bits(sqe.cdw10);
+        let fid = cdw10.fid();
+        if !self.has_feature(fid) {
+            return Err(Status::INVALID_FIELD);
+        }
+        if cdw10.sv() {
+            return Err(Status::FEATURE_NOT_SAVEABLE);
+        }
+        // Error Recovery is a namespace's; everything else is the controller's.
+        let whole = sqe.nsid == 0 || sqe.nsid == NSID_ALL;
+        if fid == FeatureId::ErrorRecovery {
+            if !whole && self.local.namespace(sqe.nsid).is_none() {
+                return Err(Status::INVALID_NAMESPACE_OR_FORMAT);
+            }
+        } else if !whole {
+            return Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC);
+        }
+        let len = data_len(fid, sqe.cdw11);
+        if len > 0 {
+            // On fabrics the host identifier came with Connect.
+            let fixed = fid == FeatureId::HostIdentifier && self.config.fabrics;
+            return if fixed { Err(Status::COMMAND_SEQUENCE_ERROR) } else { Ok(Outcome::FromHost(len)) };
+        }
+        self.set_value(fid, sqe.cdw11).map(|dw0| Reply::value(dw0).into())
+    }
+
+    fn set_value(self: &Rc<Self>, fid: FeatureId, value: u32) -> Result<u32, Status> {
+        let mut features = self.features.borrow_mut();
+        match fid {
+            FeatureId::Arbitration => features.arbitration = value,
+            FeatureId::PowerManagement if PowerManagement::from_bits(value).ps() != 0 => {
+                return Err(Status::INVALID_FIELD);
+            }
+            FeatureId::PowerManagement => {}
+            FeatureId::TemperatureThreshold => {
+                let t = TemperatureThreshold::from_bits(value);
+                // The composite temperature, or all; there are no sensors.
+                if !matches!(t.tmpsel(), 0 | 0xf) {
+                    return Err(Status::INVALID_FIELD);
+                }
+                let which = features.temperature.get_mut(usize::from(t.thsel()));
+                *which.ok_or(Status::INVALID_FIELD)? = t.tmpth();
+            }
+            FeatureId::ErrorRecovery => {
+                // No namespace reports deallocated blocks (NSFEAT.DAE).
+                if ErrorRecovery::from_bits(value).dulbe() {
+                    return Err(Status::INVALID_FIELD);
+                }
+                features.error_recovery = value;
+            }
+            // The cache is the medium's own, and always on.
+            FeatureId::VolatileWriteCache if !VolatileWriteCache::from_bits(value).wce() => {
+                return Err(Status::FEATURE_NOT_CHANGEABLE);
+            }
+            FeatureId::VolatileWriteCache => {}
+            FeatureId::NumberOfQueues => {
+                drop(features);
+                return self.set_queues(NumberOfQueues::from_bits(value));
+            }
+            // Interrupts are raised once a turn, and never held back longer.
+            FeatureId::InterruptCoalescing if InterruptCoalescing::from_bits(value).time() != 0 => {
+                return Err(Status::FEATURE_NOT_CHANGEABLE);
+            }
+            FeatureId::InterruptCoalescing => {}
+            FeatureId::InterruptVectorConfiguration => {
+                let iv = InterruptVectorConfiguration::from_bits(value).iv();
+                if iv > self.shared.io_queues() {
+                    return Err(Status::INVALID_FIELD);
+                }
+            }
+            FeatureId::WriteAtomicity => features.write_atomicity = value & 1,
+            FeatureId::AsyncEventConfiguration => {
+                self.events.borrow_mut().configuration = AsyncEventConfiguration::from_bits(value);
+            }
+            FeatureId::KeepAliveTimer => {
+                drop(features);
+                self.set_kato(value);
+            }
+            _ => return Err(Status::INVALID_FIELD),
+        }
+        Ok(0)
+    }
+
+    /// Number of Queues: what is granted is the lesser of both, and no more than there are.
+    fn set_queues(&self, asked: NumberOfQueues) -> Result<u32, Status> {
+        if asked.nsq_z() == u16::MAX || asked.ncq_z() == u16::MAX {
+            return Err(Status::INVALID_FIELD);
+        }
+        if self.shared.queue_count() > 1 {
+            return Err(Status::COMMAND_SEQUENCE_ERROR);
+        }
+        let granted_z = asked.nsq_z().min(asked.ncq_z()).min(self.config.max_io_queues.saturating_sub(1));
+        self.shared.set_io_queues(granted_z.saturating_add(1));
+        Ok(NumberOfQueues::new().with_nsq_z(granted_z).with_ncq_z(granted_z).into_bits())
+    }
+
+    /// Set Features whose value came in a buffer.
+    pub(super) fn set_features_data(&self, sqe: &Sqe, data: &[u8]) -> Result<(), Status> {
+        let mut features = self.features.borrow_mut();
+        match SetFeaturesCdw10::from_bits(sqe.cdw10).fid() {
+            FeatureId::Timestamp => {
+                let set = Timestamp::read_from_bytes(data).map_err(|_| Status::INVALID_FIELD)?;
+                features.timestamp = Some((set.milliseconds(), self.local.shard().now()));
+            }
+            FeatureId::HostBehavior => {
+                let set = HostBehavior::read_from_bytes(data).map_err(|_| Status::INVALID_FIELD)?;
+                // ACRE is honoured by having no retry delays; the rest is not done.
+                if set.acre > 1 || set.etdas != 0 || set.lbafee != 0 || set.hdisns != 0 || set.cdfe != 0 {
+                    return Err(Status::INVALID_FIELD);
+                }
+                features.behavior = set;
+            }
+            FeatureId::HostIdentifier => {
+                let mut id = [0; 16];
+                id.get_mut(..data.len()).ok_or(Status::INVALID_FIELD)?.copy_from_slice(data);
+                features.host_id = id;
+            }
+            _ => return Err(Status::INVALID_FIELD),
+        }
+        Ok(())
+    }
+
+    /// Get Features.
+    pub(super) fn get_features(&self, sqe: &Sqe) -> Result<Outcome, Status> {
+        let cdw10 = GetFeaturesCdw10::from_bits(sqe.cdw10);
+        let fid = cdw10.fid();
+        if !self.has_feature(fid) {
+            return Err(Status::INVALID_FIELD);
+        }
+        let default = match cdw10.sel() {
+            FeatureSelect::Current => false,
+            // Nothing is saved: what would be restored are the defaults.
+            FeatureSelect::Default | FeatureSelect::Saved => true,
+            FeatureSelect::SupportedCapabilities => {
+                return Ok(Reply::value(capabilities(fid).into_bits()).into());
+            }
+            _ => return Err(Status::INVALID_FIELD),
+        };
+        let fresh = Features::new(self.shared.host().map(|h| h.id));
+        let current = self.features.borrow();
+        let features = if default { &fresh } else { &*current };
+        let value = match fid {
+            FeatureId::Arbitration => features.arbitration,
+            FeatureId::TemperatureThreshold => {
+                let asked = TemperatureThreshold::from_bits(sqe.cdw11);
+                let which = features.temperature.get(usize::from(asked.thsel()));
+                u32::from(*which.filter(|_| asked.tmpsel() == 0).ok_or(Status::INVALID_FIELD)?)
+            }
+            FeatureId::ErrorRecovery => features.error_recovery,
+            FeatureId::VolatileWriteCache => VolatileWriteCache::new().with_wce(true).into_bits(),
+            FeatureId::NumberOfQueues => {
+                let n_z = if default { self.config.max_io_queues } else { self.shared.io_queues() }
+                    .saturating_sub(1);
+                NumberOfQueues::new().with_nsq_z(n_z).with_ncq_z(n_z).into_bits()
+            }
+            FeatureId::InterruptVectorConfiguration => {
+                let iv = InterruptVectorConfiguration::from_bits(sqe.cdw11).iv();
+                InterruptVectorConfiguration::new().with_iv(iv).with_cd(true).into_bits()
+            }
+            FeatureId::WriteAtomicity => features.write_atomicity,
+            FeatureId::AsyncEventConfiguration if default => 0,
+            FeatureId::AsyncEventConfiguration => self.events.borrow().configuration.into_bits(),
+            FeatureId::KeepAliveTimer if default => self.config.kato,
+            FeatureId::KeepAliveTimer => self.kato(),
+            FeatureId::Timestamp => return Ok(Outcome::ToHost(self.timestamp(features).as_bytes().to_vec())),
+            FeatureId::HostBehavior => return Ok(Outcome::ToHost(features.behavior.as_bytes().to_vec())),
+            FeatureId::HostIdentifier => {
+                let len = data_len(fid, sqe.cdw11);
+                if self.config.fabrics && len != 16 {
+                    return Err(Status::INVALID_FIELD);
+                }
+                return Ok(Outcome::ToHost(features.host_id[..len].to_vec()));
+            }
+            _ => 0,
+        };
+        Ok(Reply::value(value).into())
+    }
+
+    /// The time: the machine's, or the host's since it has set it.
+    fn timestamp(&self, features: &Features) -> Timestamp {
+        let (milliseconds, origin) = match features.timestamp {
+            Some((set, at)) => {
+                let since = self.local.shard().now().saturating_sub(at) / 1_000_000;
+                (set.saturating_add(since), SET_BY_HOST)
+            }
+            None => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+                (u64::try_from(now).unwrap_or(u64::MAX), 0)
+            }
+        };
+        Timestamp::new().with_milliseconds(milliseconds & 0xffff_ffff_ffff).with_origin(origin)
+    }
+}
+
+fn capabilities(fid: FeatureId) -> FeatureCapabilities {
+    let fixed = matches!(
+        fid,
+        FeatureId::PowerManagement
+            | FeatureId::VolatileWriteCache
+            | FeatureId::InterruptCoalescing
+            | FeatureId::InterruptVectorConfiguration
+    );
+    FeatureCapabilities::new()
+        .with_changeable(!fixed)
+        .with_namespace_specific(fid == FeatureId::ErrorRecovery)
+}

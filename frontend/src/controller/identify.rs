@@ -1,0 +1,217 @@
+//! Identify (Base 2.1, 5.1.13; NVM Command Set 1.1, 4.1.5). Everything a namespace promises comes from its volume's
+//! limits.
+
+use nvme_proto::identify::{
+    Cmic, Cns, CommandSet, ControllerList, ControllerType, Ctratt, Dlfeat, EntrySizes, Frmw, IDENTIFY_LEN,
+    IdentifyCdw10, IdentifyCdw11, IdentifyController, IdentifyNamespace, IndependentNamespace, LbaFormat,
+    Lpa, NSID_ALL, NSID_MAX, NamespaceIdDescriptor, NamespaceIdType, Nmic, Nsfeat, NvmIdentifyController,
+    NvmIdentifyNamespace, Oacs, Oaes, Oncs, Sgls, Vwc, ascii,
+};
+use nvme_proto::register::Vs;
+use nvme_proto::zerocopy::{FromZeros, IntoBytes};
+use nvme_proto::{Sqe, Status};
+
+use super::{Controller, MAX_TRANSFER};
+use crate::namespace::Attachment;
+
+/// ACL and AERL, zero-based; ELPE, zero-based: entries that the error log keeps.
+pub(super) const ABORTS_Z: u8 = 3;
+pub(super) const EVENTS_Z: u8 = 3;
+pub(super) const ERRORS_Z: u8 = 63;
+/// WCTEMP and CCTEMP, in kelvins. Nothing here gets warm, but a controller must have thresholds.
+const WARNING: u16 = 343;
+const CRITICAL: u16 = 353;
+/// RTD3E: the longest shutdown to wait for, in microseconds.
+const SHUTDOWN_US: u32 = 20_000_000;
+/// FB of VWC: Flush takes NSID FFFFFFFFh.
+const FLUSH_ALL: u8 = 3;
+
+impl Controller {
+    /// The 4096 bytes that an Identify command asks for.
+    ///
+    /// # Errors
+    /// The status that it completes with, without DNR.
+    pub(super) fn identify(&self, sqe: &Sqe) -> Result<Vec<u8>, Status> {
+        let (cdw10, cdw11) = (IdentifyCdw10::from_bits(sqe.cdw10), IdentifyCdw11::from_bits(sqe.cdw11));
+        let nvm = || (cdw11.csi() == CommandSet::Nvm).then_some(()).ok_or(Status::INVALID_FIELD);
+        if self.config.discovery && cdw10.cns() != Cns::Controller {
+            return Err(Status::INVALID_FIELD);
+        }
+        Ok(match cdw10.cns() {
+            Cns::Controller => self.identify_controller().as_bytes().to_vec(),
+            Cns::Namespace => match self.known(sqe.nsid)? {
+                Some(attachment) => identify_namespace(&attachment).as_bytes().to_vec(),
+                None => vec![0; IDENTIFY_LEN],
+            },
+            Cns::ActiveNamespaces => self.active_namespaces(sqe.nsid)?,
+            Cns::NamespaceIdDescriptors => descriptors(&*self.active(sqe.nsid)?),
+            Cns::CommandSetNamespace => {
+                nvm()?;
+                self.known(sqe.nsid)?;
+                NvmIdentifyNamespace::new_zeroed().as_bytes().to_vec()
+            }
+            Cns::CommandSetController => {
+                nvm()?;
+                NvmIdentifyController::new_zeroed().as_bytes().to_vec()
+            }
+            Cns::CommandSetActiveNamespaces => {
+                nvm()?;
+                self.active_namespaces(sqe.nsid)?
+            }
+            Cns::IndependentNamespace => independent(&*self.active(sqe.nsid)?).as_bytes().to_vec(),
+            Cns::AttachedControllers => {
+                self.active(sqe.nsid)?;
+                self.controllers(cdw10.cntid())
+            }
+            Cns::Controllers => self.controllers(cdw10.cntid()),
+            _ => return Err(Status::INVALID_FIELD),
+        })
+    }
+
+    /// The namespace with an NSID that may exist: `None` where there is none at the moment.
+    fn known(&self, nsid: u32) -> Result<Option<std::rc::Rc<Attachment>>, Status> {
+        // FFFFFFFFh asks for what all namespaces have in common: only with Namespace Management.
+        if nsid == 0 || nsid > self.local.subsystem().max_namespaces() {
+            return Err(Status::INVALID_NAMESPACE_OR_FORMAT);
+        }
+        Ok(self.local.namespace(nsid))
+    }
+
+    fn active(&self, nsid: u32) -> Result<std::rc::Rc<Attachment>, Status> {
+        self.known(nsid)?.ok_or(Status::INVALID_NAMESPACE_OR_FORMAT)
+    }
+
+    fn active_namespaces(&self, above: u32) -> Result<Vec<u8>, Status> {
+        if above == NSID_MAX || above == NSID_ALL {
+            return Err(Status::INVALID_NAMESPACE_OR_FORMAT);
+        }
+        let mut list = Vec::with_capacity(IDENTIFY_LEN);
+        let all = self.local.namespaces();
+        for attachment in all.iter().filter(|a| a.namespace.nsid > above).take(IDENTIFY_LEN / 4) {
+            list.extend_from_slice(&attachment.namespace.nsid.to_le_bytes());
+        }
+        list.resize(IDENTIFY_LEN, 0);
+        Ok(list)
+    }
+
+    fn controllers(&self, from: u16) -> Vec<u8> {
+        let mut list = ControllerList::new_zeroed();
+        let ids = self.local.subsystem().controllers();
+        for (to, id) in list.cntlids.iter_mut().zip(ids.iter().map(|c| c.cntlid()).filter(|id| *id >= from)) {
+            *to = id;
+            list.numid = list.numid.saturating_add(1);
+        }
+        list.as_bytes().to_vec()
+    }
+
+    fn identify_controller(&self) -> IdentifyController {
+        let subsystem = self.local.subsystem();
+        let namespaces = self.local.namespaces();
+        let (fabrics, discovery) = (self.config.fabrics, self.config.discovery);
+        let all =
+            |able: fn(&Attachment) -> bool| !namespaces.is_empty() && namespaces.iter().all(|n| able(n));
+        let atomic = namespaces.iter().map(|n| n.limits.atomic_blocks).min().unwrap_or(1);
+        let atomic_z = u16::try_from(atomic.saturating_sub(1)).unwrap_or(u16::MAX);
+        let mut id = IdentifyController::new_zeroed();
+        (id.vid, id.ssvid) = if fabrics { (0, 0) } else { self.port.pci_ids() };
+        id.sn = ascii(subsystem.serial());
+        id.mn = ascii(subsystem.model());
+        id.fr = ascii(env!("CARGO_PKG_VERSION"));
+        id.cmic = Cmic::new().with_mports(true).with_mctrs(true);
+        id.mdts = u8::try_from((MAX_TRANSFER / 4096).ilog2()).unwrap_or(0);
+        id.cntlid = self.shared.cntlid();
+        id.ver = Vs::new();
+        id.rtd3e = SHUTDOWN_US;
+        id.oaes = if discovery { Oaes::new().with_dlpcn(true) } else { Oaes::new().with_nsan(true) };
+        id.ctratt = Ctratt::new().with_hids(true).with_tbkas(true);
+        id.cntrltype = if discovery { ControllerType::Discovery } else { ControllerType::Io };
+        id.aerl_z = EVENTS_Z;
+        id.lpa = Lpa::new().with_lpeds(true);
+        id.elpe_z = ERRORS_Z;
+        id.maxcmd = self.config.max_queue_entries;
+        id.subnqn = subsystem.nqn().to_field();
+        id.sgls = Sgls::new().with_support(1).with_offset(fabrics).with_transport(fabrics);
+        if fabrics {
+            // In 100 ms.
+            id.kas = 10;
+            id.ioccsz = self.config.ioccsz;
+            id.iorcsz = 1;
+            id.msdbd = 1;
+        }
+        if discovery {
+            return id;
+        }
+        id.oacs = Oacs::new().with_dbcs(!fabrics);
+        id.acl_z = ABORTS_Z;
+        id.frmw = Frmw::new().with_ffsro(true).with_nofs(1);
+        id.lpa = id.lpa.with_cses(true).with_mlps(true);
+        (id.wctemp, id.cctemp) = (WARNING, CRITICAL);
+        id.sqes = EntrySizes::new().with_min(6).with_max(6);
+        id.cqes = EntrySizes::new().with_min(4).with_max(4);
+        id.nn = subsystem.max_namespaces();
+        id.mnan = subsystem.max_namespaces();
+        id.oncs = Oncs::new()
+            .with_nvmcmps(all(|n| n.limits.compare))
+            .with_nvmdsmsv(all(|n| n.limits.unmap))
+            .with_nvmwzsv(all(|n| n.limits.write_zeroes))
+            .with_tss(true);
+        id.vwc = Vwc::new().with_vwcp(namespaces.iter().any(|n| n.limits.volatile_cache)).with_fb(FLUSH_ALL);
+        (id.awun_z, id.awupf_z) = (atomic_z, atomic_z);
+        // A power state must have a power: 25 W, in 10 mW.
+        id.psd[0].mp = 2500;
+        id
+    }
+}
+
+fn identify_namespace(attachment: &Attachment) -> IdentifyNamespace {
+    let (namespace, limits) = (&attachment.namespace, &attachment.limits);
+    let zero_based = |n: u32| u16::try_from(n.saturating_sub(1)).unwrap_or(u16::MAX);
+    let mut id = IdentifyNamespace::new_zeroed();
+    (id.nsze, id.ncap, id.nuse) = (limits.blocks, limits.blocks, limits.blocks);
+    let granular = limits.write_granularity > 1;
+    id.nsfeat = Nsfeat::new().with_nsabp(true).with_optperf(u8::from(granular));
+    id.nmic = Nmic::new().with_shrns(true);
+    id.dlfeat = Dlfeat::new()
+        .with_rb(u8::from(limits.unmap && limits.unmapped_reads_zero))
+        .with_wzds(limits.write_zeroes && limits.unmap);
+    let atomic_z = zero_based(limits.atomic_blocks);
+    (id.nawun_z, id.nawupf_z) = (atomic_z, atomic_z);
+    id.noiob = u16::try_from(limits.optimal_boundary).unwrap_or(0);
+    id.nvmcap = u128::from(limits.bytes()).into();
+    if granular {
+        let z = zero_based(limits.write_granularity);
+        (id.npwg_z, id.npwa_z, id.npdg_z, id.npda_z) = (z, z, z, z);
+    }
+    id.nguid = namespace.nguid;
+    id.eui64 = namespace.eui64;
+    id.lbaf[0] = LbaFormat::of_lbads(u8::try_from(attachment.block_shift).unwrap_or(9));
+    id
+}
+
+fn independent(attachment: &Attachment) -> IndependentNamespace {
+    let mut id = IndependentNamespace::new_zeroed();
+    id.nmic = Nmic::new().with_shrns(true);
+    // VWCNP says that this namespace has no volatile cache though the controller has one.
+    id.nsfeat = id.nsfeat.with_vwcnp(!attachment.limits.volatile_cache);
+    id.nstat = id.nstat.with_nrdy(true);
+    id
+}
+
+/// The list of a namespace's identifiers (CNS 03h).
+fn descriptors(attachment: &Attachment) -> Vec<u8> {
+    let namespace = &attachment.namespace;
+    let mut list = Vec::with_capacity(IDENTIFY_LEN);
+    let mut add = |nidt: NamespaceIdType, id: &[u8]| {
+        if id.iter().any(|&b| b != 0) || nidt == NamespaceIdType::Csi {
+            let nidl = u8::try_from(id.len()).unwrap_or(0);
+            list.extend_from_slice(NamespaceIdDescriptor { nidt, nidl, reserved2: [0; 2] }.as_bytes());
+            list.extend_from_slice(id);
+        }
+    };
+    add(NamespaceIdType::Eui64, &namespace.eui64);
+    add(NamespaceIdType::Nguid, &namespace.nguid);
+    add(NamespaceIdType::Uuid, &namespace.uuid);
+    add(NamespaceIdType::Csi, &[0]);
+    list.resize(IDENTIFY_LEN, 0);
+    list
+}

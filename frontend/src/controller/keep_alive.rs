@@ -1,0 +1,52 @@
+//! Keep Alive (Base 2.1, 3.9): a host that says nothing for KATO is gone. Any command counts (TBKAS).
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use engine::{OnTimer, TimerId};
+
+use super::Controller;
+
+/// How long the host may be silent, and the timer that looks.
+#[derive(Default)]
+pub(super) struct KeepAlive {
+    /// KATO in milliseconds; 0 for ever.
+    kato: Cell<u32>,
+    timer: Cell<Option<TimerId>>,
+}
+
+impl Controller {
+    /// KATO in milliseconds; 0 for none.
+    pub(super) fn kato(&self) -> u32 {
+        self.keep_alive.kato.get()
+    }
+
+    /// Sets KATO, in Connect or by Set Features: the time begins anew.
+    pub(super) fn set_kato(self: &Rc<Self>, kato: u32) {
+        self.stop_keep_alive();
+        self.keep_alive.kato.set(kato);
+        if kato != 0 && self.config.fabrics {
+            let timer = self.local.shard().timer(Duration::from_millis(kato.into()), self.clone(), 0);
+            self.keep_alive.timer.set(Some(timer));
+        }
+    }
+
+    /// Nobody needs to be watched any more.
+    pub(super) fn stop_keep_alive(&self) {
+        if let Some(timer) = self.keep_alive.timer.take() {
+            self.local.shard().cancel_timer(timer);
+        }
+    }
+}
+
+impl OnTimer for Controller {
+    fn on_timer(self: Rc<Self>, _cookie: u64) {
+        self.keep_alive.timer.set(None);
+        if self.shared.take_traffic() {
+            return self.set_kato(self.kato());
+        }
+        self.port.keep_alive_expired();
+        self.terminate();
+    }
+}
