@@ -1,5 +1,6 @@
 //! Connect: a connection becomes a queue of a controller (Base 2.1, 6.3).
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use super::connection::{Connection, Phase};
 use super::discovery::DiscoveryPort;
 use super::reject::Reason;
 use super::transfer::Wire;
-use super::{IN_CAPSULE, MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
+use super::{IN_CAPSULE, Inner, MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
 use crate::controller::{AttachError, Config, Controller, Host, Port};
 use crate::queue::{Queue, QueueConfig};
 use crate::subsystem::{Local, Subsystem};
@@ -138,7 +139,7 @@ impl Connection {
         };
         let port: Box<dyn Port> = match discovery {
             true => Box::new(DiscoveryPort::new(&self.home.target, host.nqn, self.local)),
-            false => Box::new(FabricsPort),
+            false => Box::new(FabricsPort(self.home.target.clone(), self.peer)),
         };
         let controller =
             Controller::new(&subsystem, &self.shard, config, Some(host), port).map_err(|_| busy)?;
@@ -207,7 +208,11 @@ fn parse(sqe: &Sqe, data: Option<Sgl>) -> Result<(Connect, ConnectData), Refused
     }
 }
 
-/// A controller with namespaces needs nothing of its transport.
-struct FabricsPort;
+/// What a controller with namespaces asks of the target.
+struct FabricsPort(Arc<Inner>, SocketAddr);
 
-impl Port for FabricsPort {}
+impl Port for FabricsPort {
+    fn keep_alive_expired(&self) {
+        self.0.rejections.note(Reason::KeepAlive, self.1);
+    }
+}
