@@ -12,7 +12,9 @@ use frontend::{Namespace, Subsystem, SubsystemConfig};
 use nvme_proto::dptr::SglDescriptor;
 use nvme_proto::fabrics::{Connect, ConnectData, Property};
 use nvme_proto::register::offset;
-use nvme_proto::tcp::{CapsuleCmd, CapsuleResp, CommonHdr, DataHdr, IcReq, IcResp, PduType, R2t, dgst, flags};
+use nvme_proto::tcp::{
+    CapsuleCmd, CapsuleResp, CommonHdr, DataHdr, IcReq, IcResp, PduType, R2t, dgst, flags,
+};
 use nvme_proto::zerocopy::{FromBytes, FromZeros, IntoBytes};
 use nvme_proto::{Cqe, Nqn, Sqe};
 
@@ -322,4 +324,25 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
         (x >> 56) as u8
     };
     (0..len).map(step).collect()
+}
+
+/// What a C2HTermReq says.
+pub struct Terminated {
+    pub fes: u16,
+    pub fei: u32,
+}
+
+impl Host {
+    /// The C2HTermReq that ends the connection, and its end; other PDUs before it are passed over.
+    pub fn terminated(&mut self) -> Terminated {
+        let mut found = None;
+        while let Some(pdu) = self.receive() {
+            if pdu.ch.pdu_type == PduType::C2hTermReq {
+                let term: nvme_proto::tcp::TermReq = pdu.read();
+                let fei = u32::from(term.fei_lo) | u32::from(term.fei_hi) << 16;
+                found = Some(Terminated { fes: term.fes.0, fei });
+            }
+        }
+        found.expect("no C2HTermReq")
+    }
 }
