@@ -26,6 +26,9 @@ pub trait QueueLink: Send {
 
     /// Takes one command back, if it is there and can be.
     fn abort(&self, cid: u16);
+
+    /// Looks whether its peer is gone; `done` is dropped when that is known.
+    fn probe(&self, done: Arc<()>);
 }
 
 /// Why a queue cannot be attached.
@@ -188,6 +191,13 @@ impl Shared {
     pub(super) fn abort(&self, sqid: u16, cid: u16) {
         if let Some(link) = self.queues().links.get(&sqid) {
             link.abort(cid);
+        }
+    }
+
+    /// Has all queues look whether their peer is gone; `done` is dropped when that is known.
+    pub(crate) fn probe(&self, done: &Arc<()>) {
+        for link in self.queues().links.values() {
+            link.probe(done.clone());
         }
     }
 

@@ -244,4 +244,11 @@ impl<T: Transport> QueueLink for Link<T> {
             queue.abort(cid);
         });
     }
+
+    fn probe(&self, done: Arc<()>) {
+        self.run(move |queue| {
+            queue.transport.probe();
+            drop(done);
+        });
+    }
 }

@@ -123,6 +123,9 @@ pub trait Transport: Sized + 'static {
     /// The queue closes: nothing is fetched any more, commands that wait for data have ended.
     fn closing(&self);
 
+    /// Looks whether the peer is gone, and closes the queue if so.
+    fn probe(&self) {}
+
     /// The queue has closed: its last command has ended. Its place in the controller is free when this returns.
     fn closed(&self, queue: &Rc<Queue<Self>>);
 }

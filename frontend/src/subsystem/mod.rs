@@ -276,6 +276,13 @@ impl Subsystem {
         self.state().controllers.values().any(|c| c.host() == Some(host) && c.is_ending())
     }
 
+    /// Has the queues of that host look whether it is gone; `done` is dropped when that is known.
+    pub(crate) fn probe(&self, host: &Host, done: &Arc<()>) {
+        for controller in self.controllers().iter().filter(|c| c.host() == Some(host)) {
+            controller.probe(done);
+        }
+    }
+
     /// A controller has ended: its identifier may be given out again.
     pub(crate) fn forget(&self, cntlid: u16) {
         self.state().controllers.remove(&cntlid);

@@ -20,8 +20,8 @@ use crate::queue::{Queue, QueueConfig};
 use crate::subsystem::{Local, Subsystem};
 
 /// How often, and how many times, it is looked whether a host's lost association has ended.
-const LOOK: Duration = Duration::from_millis(20);
-const LOOKS: usize = 250;
+const LOOK: Duration = Duration::from_millis(1);
+const LOOKS: usize = 5000;
 /// A discovery controller without keep-alive lasts that long.
 const DISCOVERY_KATO: u32 = 120_000;
 
@@ -119,9 +119,12 @@ impl Connection {
             return Err(parameter(true, 16));
         }
         let busy = Refused(Status::CONNECT_CONTROLLER_BUSY, 0, Reason::ConnectBusy);
-        // What the host sent by an association that was lost lands before it is admitted again, or never.
+        // What the host sent by an association that was lost lands before it is admitted again, or never. It may be
+        // back before we have heard that it left.
+        let probed = Arc::new(());
+        subsystem.probe(&host, &probed);
         let mut looks = 0;
-        while subsystem.has_ending(&host) {
+        while Arc::strong_count(&probed) > 1 || subsystem.has_ending(&host) {
             if looks == LOOKS || self.phase.get() != Phase::Connecting {
                 return Err(busy);
             }

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,8 @@ use std::time::Duration;
 use engine::mem::Sgl;
 use engine::ring::{Completion, Fd, RingClient, RingOp};
 use engine::{Shard, TurnEnd};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
 use nvme_proto::opcode::{AdminOpcode, FabricsType};
 use nvme_proto::tcp::{
     CapsuleCmd, CapsuleResp, CommonHdr, DataHdr, Fes, IcReq, IcResp, PFV, PduType, TermReq, dgst, flags,
@@ -48,6 +50,8 @@ pub(super) enum Phase {
     Live,
     /// Only what is left is sent; nothing is read.
     Farewell,
+    /// All is said: what still comes is thrown away until the peer closes, so that it hears the last word.
+    Lingering,
     /// The socket is shut down; what the kernel has comes back.
     Closed,
 }
@@ -291,7 +295,17 @@ impl Connection {
             let op = RingOp::Send { fd: self.fd.clone(), sgls, skip: 0 };
             self.shard.ring().start(op, self.clone(), SENT);
         } else if self.phase.get() == Phase::Farewell && self.tx.borrow().is_idle() {
-            self.close();
+            self.linger();
+        }
+    }
+
+    fn linger(self: &Rc<Self>) {
+        self.phase.set(Phase::Lingering);
+        let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Write);
+        self.end_queue();
+        if !self.receiving.get() {
+            self.rx.borrow_mut().discard();
+            self.receive();
         }
     }
 
@@ -322,7 +336,7 @@ impl Connection {
 
     /// Sends what is left and closes; reads no more.
     pub fn farewell(self: &Rc<Self>) {
-        if matches!(self.phase.get(), Phase::Farewell | Phase::Closed) {
+        if matches!(self.phase.get(), Phase::Farewell | Phase::Lingering | Phase::Closed) {
             return;
         }
         self.phase.set(Phase::Farewell);
@@ -341,7 +355,12 @@ impl Connection {
         if self.phase.replace(Phase::Closed) == Phase::Closed {
             return;
         }
-        let _ = nix::sys::socket::shutdown(self.fd.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Both);
+        self.end_queue();
+        self.check_gone();
+    }
+
+    fn end_queue(&self) {
         let queue = self.queue.borrow().clone();
         if let Some(queue) = queue {
             if let Some(controller) = queue.controller() {
@@ -349,7 +368,17 @@ impl Connection {
             }
             queue.close();
         }
-        self.check_gone();
+    }
+
+    /// Closes the connection if its peer has: a host that comes back may be faster than the news of its leaving.
+    pub fn probe(self: &Rc<Self>) {
+        let hangup = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
+        let mut fds = [PollFd::new(self.fd.as_fd(), hangup)];
+        let polled = poll(&mut fds, PollTimeout::ZERO).is_ok();
+        // Nothing but hang-ups and errors can be told.
+        if polled && fds[0].any() != Some(false) {
+            self.close();
+        }
     }
 
     /// Forgets the connection when nothing of it is left.
@@ -372,6 +401,10 @@ impl RingClient for Connection {
             (RECEIVED, _) => {
                 self.receiving.set(false);
                 match completion.result {
+                    Ok(n) if n > 0 && self.phase.get() == Phase::Lingering => {
+                        self.rx.borrow_mut().discard();
+                        self.receive();
+                    }
                     Ok(n) if n > 0 && self.phase.get() != Phase::Closed => {
                         self.rx.borrow_mut().received(n as usize);
                         self.pump();

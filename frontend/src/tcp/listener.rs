@@ -3,13 +3,14 @@
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::ring::{Completion, Fd, OpId, RingClient, RingOp};
 use engine::{OnTimer, Shard, ShardHandle};
+use nix::sys::socket::{Shutdown, shutdown};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::shard::ShardTarget;
@@ -24,6 +25,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Listener {
     pub listening: Arc<Listening>,
     home: ShardHandle,
+    fd: Fd,
 }
 
 impl Listener {
@@ -40,14 +42,15 @@ impl Listener {
         let bound = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let home = target.shards.first().ok_or(io::ErrorKind::NotConnected)?.clone();
         let listening = Arc::new(Listening { addr: bound, subsystems: Default::default() });
-        let (theirs, target) = (listening.clone(), target.clone());
+        let fd = Arc::new(OwnedFd::from(socket));
+        let (theirs, target, socket) = (listening.clone(), target.clone(), fd.clone());
         home.run(move |shard| {
             let key = Arc::as_ptr(&theirs) as u64;
             let acceptor = Rc::new(Acceptor {
                 shard: shard.clone(),
                 target,
                 listening: theirs,
-                fd: Arc::new(OwnedFd::from(socket)),
+                fd: socket,
                 op: Cell::new(None),
                 next: Cell::new(0),
                 closed: Cell::new(false),
@@ -55,11 +58,13 @@ impl Listener {
             shard.put_local(key, acceptor.clone());
             acceptor.accept();
         });
-        Ok(Listener { listening, home })
+        Ok(Listener { listening, home, fd })
     }
 
     /// Accepts no more, and closes the socket.
     pub fn close(self) {
+        // From now on the address is free, whenever the shard lets go of the socket.
+        let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Both);
         self.home.run(move |shard| {
             let key = Arc::as_ptr(&self.listening) as u64;
             if let Some(acceptor) = shard.local::<Acceptor>(key) {

@@ -98,6 +98,13 @@ impl Receiver {
         self.framer.passed(n);
     }
 
+    /// Throws away what is there, and what comes next.
+    pub fn discard(&mut self) {
+        self.sink = None;
+        self.start = self.end;
+        self.framer.next();
+    }
+
     /// Says where the data of the present PDU goes.
     pub fn sink(&mut self, sgl: Sgl) {
         self.sink = Some((sgl, 0));

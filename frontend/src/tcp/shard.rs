@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{OnTimer, Shard};
+use socket2::{SockRef, TcpKeepalive};
 
 use super::budget::Budget;
 use super::connection::{Connection, Phase};
@@ -19,6 +20,9 @@ use super::{Inner, Listening};
 const TICK: Duration = Duration::from_secs(1);
 /// How long the host may take to send data that it was asked for.
 const DATA_TIMEOUT: Duration = Duration::from_secs(30);
+/// After how long the kernel asks a silent peer whether it is there, and how often.
+const SILENCE: Duration = Duration::from_secs(30);
+const PROBE: Duration = Duration::from_secs(10);
 
 pub(super) struct ShardTarget {
     pub shard: Shard,
@@ -58,6 +62,9 @@ impl ShardTarget {
         let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
         // Answers leave at once: they are gathered here already.
         let _ = stream.set_nodelay(true);
+        // A host that is gone without a word is noticed, keep-alive or not.
+        let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE).with_retries(3);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
         let id = self.next.get();
         self.next.set(id + 1);
         self.make_room(peer);
@@ -112,7 +119,7 @@ impl OnTimer for ShardTarget {
         for connection in &all {
             let deadline = connection.deadline.get();
             if deadline != 0 && now >= deadline {
-                if connection.phase.get() != Phase::Farewell {
+                if !matches!(connection.phase.get(), Phase::Farewell | Phase::Lingering) {
                     self.rejections().note(Reason::HalfOpen, connection.peer);
                 }
                 connection.close();

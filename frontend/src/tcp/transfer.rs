@@ -250,7 +250,7 @@ impl Transport for Wire {
     fn complete(&self, _capsule: Capsule, completion: Completion) {
         let connection = &self.0;
         let state = connection.slot(completion.ticket, std::mem::take).unwrap_or_default();
-        if connection.phase.get() == Phase::Closed {
+        if matches!(connection.phase.get(), Phase::Lingering | Phase::Closed) {
             return;
         }
         let Completion { cid, reply, data, .. } = completion;
@@ -267,7 +267,13 @@ impl Transport for Wire {
     }
 
     fn closing(&self) {
-        self.0.close();
+        if self.0.phase.get() != Phase::Lingering {
+            self.0.close();
+        }
+    }
+
+    fn probe(&self) {
+        self.0.probe();
     }
 
     fn closed(&self, _queue: &Rc<Queue<Self>>) {
