@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use nvme_proto::Nqn;
+use nvme_proto::nqn::DISCOVERY_NQN;
 
 /// When I/O that was out on a lost connection is sent again on the next one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +78,13 @@ impl Config {
             longest_pause: Duration::from_secs(5),
             resend: Resend::default(),
         }
+    }
+
+    /// The discovery service at `address`.
+    pub fn discovery(address: SocketAddr, hostnqn: Nqn, hostid: [u8; 16]) -> Self {
+        // The well-known name is a name.
+        let subnqn = Nqn::new(DISCOVERY_NQN).unwrap_or(hostnqn);
+        Config { kato: Duration::ZERO, ..Self::new("discovery", address, subnqn, hostnqn, hostid) }
     }
 
     /// KATO in milliseconds, as Connect has it.

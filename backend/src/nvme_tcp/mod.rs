@@ -10,6 +10,7 @@
 //! | `wire`, `queue`, `batch` | the protocol, sans I/O: PDUs, command identifiers, what to send |
 //! | `conn`, `admin`, `controller` | a connection; commands of control sequences; from the socket to CSTS.RDY |
 //! | `session`, `scan`, `identity` | the life of an association; what the controller says of itself |
+//! | `discover` | questions to a controller outside any remote |
 //! | `lane`, `channel`, `issued`, `status` | the path of every I/O |
 //!
 //! **While there is no connection** I/O is parked, in order, and nothing fails. What was out on a connection that is lost
@@ -35,6 +36,7 @@ mod channel;
 mod config;
 mod conn;
 mod controller;
+mod discover;
 mod identity;
 mod issued;
 mod lane;
@@ -52,6 +54,7 @@ mod wire;
 mod tests;
 
 pub use config::{Config, Resend};
+pub use discover::{Discovered, Identified, discover, identify};
 pub use identity::Identity;
 pub use namespace::{Pin, RemoteNamespace};
 pub use reason::Reason;

@@ -106,6 +106,21 @@ impl Remote {
         self.lock().namespaces.get(&nsid).cloned()
     }
 
+    /// A namespace as it was promised to hosts before, as [`Remote::start`] takes them: a volume at once. If the
+    /// controller is known to show another one, or one that can do less, it is refused, and its I/O parked.
+    pub fn promise(self: &Arc<Self>, pin: Pin) -> Arc<RemoteNamespace> {
+        let Some(known) = self.namespace(pin.nsid) else { return self.add(pin) };
+        let seen = known.pin();
+        if seen.identity.is_still(&pin.identity) && seen.limits.covers(&pin.limits).is_ok() {
+            return known;
+        }
+        let promised = self.add(pin);
+        if known.is_usable() {
+            let _ = promised.seen(&seen.identity, &seen.limits, known.spans());
+        }
+        promised
+    }
+
     /// Blocks until it is live or closed, at most for `timeout`. Never called on a shard.
     ///
     /// # Errors

@@ -65,19 +65,27 @@ pub(super) async fn active(controller: &Controller) -> Result<Vec<u32>, Reason> 
     Ok(active)
 }
 
-/// One namespace.
+/// Identify Namespace, and the namespace's identification descriptors if the controller has such a list.
+pub(super) async fn structures(
+    controller: &Controller,
+    nsid: u32,
+) -> Result<(Box<IdentifyNamespace>, Vec<u8>), Reason> {
+    let conn = &controller.conn;
+    let namespace = read(&admin::identify(conn, Cns::Namespace, nsid).await?)?;
+    match admin::identify(conn, Cns::NamespaceIdDescriptors, nsid).await {
+        Ok(descriptors) => Ok((namespace, descriptors)),
+        Err(Reason::Command { .. }) => Ok((namespace, Vec::new())),
+        Err(reason) => Err(reason),
+    }
+}
+
+/// One namespace of a controller that serves I/O.
 pub(super) async fn namespace(
     controller: &Controller,
     facts: &ControllerFacts,
     nsid: u32,
 ) -> Result<Seen, Reason> {
-    let conn = &controller.conn;
-    let ns: Box<IdentifyNamespace> = read(&admin::identify(conn, Cns::Namespace, nsid).await?)?;
-    let descriptors = match admin::identify(conn, Cns::NamespaceIdDescriptors, nsid).await {
-        Ok(bytes) => bytes,
-        Err(Reason::Command { .. }) => Vec::new(),
-        Err(reason) => return Err(reason),
-    };
-    let (limits, spans) = facts.limits(&ns)?;
-    Ok(Seen { identity: Identity::of(&ns, &descriptors), limits, spans })
+    let (namespace, descriptors) = structures(controller, nsid).await?;
+    let (limits, spans) = facts.limits(&namespace)?;
+    Ok(Seen { identity: Identity::of(&namespace, &descriptors), limits, spans })
 }

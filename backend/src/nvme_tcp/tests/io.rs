@@ -1,5 +1,15 @@
 //! Every operation, over every way that data can take.
 
+use std::io::Write;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use nvme_proto::opcode::NvmOpcode;
+use nvme_proto::tcp::{DataHdr, PduType, flags};
+use nvme_proto::zerocopy::{FromZeros, IntoBytes};
+use nvme_proto::{Sqe, Status};
+
+use super::target::Peer;
 use super::*;
 
 /// Writes and reads back, in many sizes, on both shards.
@@ -52,4 +62,126 @@ fn header_digests_alone() {
 #[test]
 fn nothing_in_the_capsule() {
     round_trips(Manner { ioccsz: 4, ..Manner::default() }, |c| c.ddgst = true);
+}
+
+#[test]
+fn every_operation() {
+    let world = World::new(Manner::default(), |_| {});
+    let bytes = pattern(16 * BLOCK, 1);
+    let disk = |lba: usize, blocks: usize| {
+        world.target.shared.disk.lock().unwrap()[lba * BLOCK..][..blocks * BLOCK].to_vec()
+    };
+    assert_eq!(world.one(0, write(10, &bytes)).0, Ok(()));
+    let compare = |bytes: &[u8]| Request { op: Op::Compare, ..write(10, bytes) };
+    assert_eq!(world.one(0, compare(&bytes)).0, Ok(()));
+    assert_eq!(world.one(1, compare(&pattern(16 * BLOCK, 2))).0, Err(IoError::Miscompare));
+    assert_eq!(world.one(0, bare(Op::Flush, 0, 0)).0, Ok(()));
+    assert_eq!(world.target.seen(NvmOpcode::Flush), 1);
+    let zeroes = |deallocate| Op::WriteZeroes { deallocate, fua: true };
+    assert_eq!(world.one(0, bare(zeroes(true), 11, 2)).0, Ok(()));
+    assert!(disk(11, 2).iter().all(|&b| b == 0) && disk(10, 1) == bytes[..BLOCK]);
+    assert_eq!(world.one(0, bare(Op::Unmap, 20, 3)).0, Ok(()));
+    assert!(disk(20, 3).iter().all(|&b| b == 0) && disk(23, 1) == bytes[13 * BLOCK..14 * BLOCK]);
+    assert_eq!(world.one(0, bare(Op::Read, 0, 0)).0, Ok(()), "no blocks");
+}
+
+#[test]
+fn what_one_command_cannot_cover_is_covered_by_several() {
+    // MDTS 2: 16 KiB, which bounds Write Zeroes where the controller tells no WZSL.
+    let world = World::new(Manner { mdts: 2, ..Manner::default() }, |_| {});
+    assert_eq!(world.remote.namespace(1).unwrap().limits().max_blocks, 32);
+    assert_eq!(world.one(0, write(100, &[1; 32 * BLOCK])).0, Ok(()));
+    let zeroes = Op::WriteZeroes { deallocate: false, fua: false };
+    assert_eq!(world.one(0, bare(zeroes, 0, 4000)).0, Ok(()));
+    assert_eq!(world.target.seen(NvmOpcode::WriteZeroes), 125);
+    assert!(world.target.shared.disk.lock().unwrap().iter().all(|&b| b == 0));
+}
+
+#[test]
+fn more_than_the_queue_holds_waits_in_order() {
+    let world = World::new(Manner::default(), |c| c.queue_size = 2);
+    let bytes: Vec<_> = (0..50).map(|i| pattern(BLOCK, i)).collect();
+    // All on one block: with one command out at a time their order is kept, and the last one stands.
+    let results = world.submit(0, bytes.iter().map(|b| write(5, b)).collect()).take(50);
+    assert!(results.iter().enumerate().all(|(i, (tag, r, _))| *tag == i as u64 && r.is_ok()));
+    assert_eq!(world.one(1, read(5, 1)).1, bytes[49]);
+}
+
+#[test]
+fn a_remote_with_one_queue_serves_every_shard() {
+    let world = World::new(Manner { queues: 1, ..Manner::default() }, |_| {});
+    let bytes = pattern(64 * BLOCK, 3);
+    for shard in [1, 0] {
+        assert_eq!(world.one(shard, write(7, &bytes)).0, Ok(()));
+        assert!(world.one(1 - shard, read(7, 64)) == (Ok(()), bytes.clone()));
+    }
+}
+
+#[test]
+fn a_transient_status_is_tried_again() {
+    let world = World::new(Manner::default(), |_| {});
+    let left = AtomicUsize::new(3);
+    let hook = move |peer: &mut Peer, sqe: &Sqe| {
+        let bad = left.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok();
+        if bad {
+            peer.respond(sqe.cid, Status::NAMESPACE_NOT_READY, 0);
+        }
+        bad
+    };
+    world.target.set(|m| m.io = Some(Arc::new(hook)));
+    assert_eq!(world.one(0, read(0, 8)).0, Ok(()));
+    assert_eq!(world.target.seen(NvmOpcode::Read), 4);
+    assert_eq!(world.target.shared.associations.load(SeqCst), 1);
+}
+
+#[test]
+fn damaged_data_is_read_again() {
+    let world = World::new(Manner { success: false, ..Manner::default() }, |c| c.ddgst = true);
+    assert_eq!(world.one(0, write(0, &pattern(64 * BLOCK, 1))).0, Ok(()));
+    for blocks in [1, 64] {
+        let first = AtomicBool::new(true);
+        let hook = move |peer: &mut Peer, sqe: &Sqe| {
+            let bad = first.swap(false, SeqCst);
+            if bad {
+                // The digest is of other bytes.
+                let len = sqe.nlb() as usize * BLOCK;
+                let mut header = DataHdr::new_zeroed();
+                header.ch.pdu_type = PduType::C2hData;
+                header.ch.hlen = 24;
+                (header.ch.flags, header.ch.pdo) = (flags::LAST_PDU | flags::DDGSTF, 24);
+                (header.cccid, header.datal) = (sqe.cid, len as u32);
+                header.ch.plen = 24 + len as u32 + 4;
+                let mut pdu = header.as_bytes().to_vec();
+                pdu.resize(24 + len, 0xbd);
+                pdu.extend([1, 2, 3, 4]);
+                peer.stream.write_all(&pdu).unwrap();
+                peer.respond(sqe.cid, Status::SUCCESS, 0);
+            }
+            bad
+        };
+        world.target.set(|m| m.io = Some(Arc::new(hook)));
+        let (result, bytes) = world.one(0, read(0, blocks));
+        assert!(result.is_ok() && bytes == pattern(64 * BLOCK, 1)[..bytes.len()]);
+    }
+    assert_eq!(world.target.shared.associations.load(SeqCst), 1, "not the connection's end");
+}
+
+#[test]
+fn limits_are_what_identify_says() {
+    let world = World::new(Manner::default(), |_| {});
+    let namespace = world.remote.namespace(1).unwrap();
+    let limits = namespace.limits();
+    assert_eq!((limits.block_size, limits.blocks, limits.max_blocks), (512, 8192, 2048));
+    assert!(limits.volatile_cache && limits.compare && limits.unmap && limits.unmapped_reads_zero);
+    assert_eq!(namespace.identity().uuid, Some([7; 16]));
+    assert!(limits.reasons.iter().any(|r| r.limit == "max_blocks"));
+}
+
+#[test]
+fn a_controller_is_asked_without_a_remote() {
+    let world = World::new(Manner::default(), |_| {});
+    let known = crate::nvme_tcp::identify(&world.shard(0), config(&world.target)).unwrap();
+    assert_eq!(known.namespaces.len(), 1);
+    assert_eq!(known.namespaces[0].2.uuid, Some([7; 16]));
+    assert_eq!(known.controller.mdts, 8);
 }

@@ -1,6 +1,9 @@
 //! The initiator against a target that does what a test wants.
 
+mod hostile;
 mod io;
+mod reconnect;
+mod revoke;
 mod target;
 
 use std::rc::Rc;

@@ -40,6 +40,8 @@ pub struct Manner {
     pub blocks: u64,
     pub lbaf: LbaFormat,
     pub mdts: u8,
+    /// Keep Alives are not answered.
+    pub mute: bool,
     /// Called for each I/O command; whether it dealt with it.
     pub io: Option<IoHook>,
     /// May change the ICResp.
@@ -61,6 +63,7 @@ impl Default for Manner {
             blocks: BLOCKS,
             lbaf: LbaFormat::of_lbads(9),
             mdts: 8,
+            mute: false,
             io: None,
             icresp: None,
         }
@@ -370,7 +373,9 @@ impl Peer {
             }
             AdminOpcode::KeepAlive => {
                 self.shared.keep_alives.fetch_add(1, Ordering::SeqCst);
-                self.respond(sqe.cid, Status::SUCCESS, 0);
+                if !self.manner.mute {
+                    self.respond(sqe.cid, Status::SUCCESS, 0);
+                }
             }
             AdminOpcode::AsyncEventRequest => self.event = Some(sqe.cid),
             _ => self.respond(sqe.cid, Status::INVALID_OPCODE.dnr(), 0),

@@ -1,0 +1,147 @@
+//! Connections that are lost, and namespaces that are not what they were.
+
+use std::net::TcpListener;
+use std::sync::atomic::Ordering::SeqCst;
+
+use nvme_proto::opcode::NvmOpcode;
+
+use super::*;
+use crate::nvme_tcp::{Reason, Resend, State};
+
+/// Cuts every connection again and again under I/O; nothing fails, and every block is right.
+fn cuts(change: impl FnOnce(&mut Config)) {
+    let manner = Manner { r2t: 16 << 10, r2ts: 2, c2h: 8 << 10, ..Manner::default() };
+    let world = World::new(manner, change);
+    for round in 0..12 {
+        let bytes: Vec<_> = (0..40).map(|i| pattern([8, 64, 200][i % 3] * BLOCK, i + round)).collect();
+        let writes = |at: usize| {
+            bytes[at..at + 20].iter().enumerate().map(|(i, b)| write((at + i) as u64 * 200, b)).collect()
+        };
+        let (a, b) = (world.submit(0, writes(0)), world.submit(1, writes(20)));
+        std::thread::sleep(Duration::from_micros(round as u64 * 300));
+        world.target.cut();
+        for (tag, result, _) in a.take(20).into_iter().chain(b.take(20)) {
+            assert_eq!(result, Ok(()), "{tag}");
+        }
+        let reads =
+            bytes.iter().enumerate().map(|(i, b)| read(i as u64 * 200, (b.len() / BLOCK) as u32)).collect();
+        let answers = world.submit(round % 2, reads);
+        world.target.cut();
+        for (tag, result, back) in answers.take(40) {
+            assert!(result.is_ok() && back == bytes[tag as usize], "{tag}");
+        }
+    }
+    assert!(world.target.shared.associations.load(SeqCst) > 5);
+}
+
+#[test]
+fn cut_connections_cost_time_and_no_error() {
+    cuts(|_| {});
+}
+
+#[test]
+fn cut_connections_with_digests() {
+    cuts(|c| (c.hdgst, c.ddgst) = (true, true));
+}
+
+#[test]
+fn io_is_parked_until_the_remote_is_there() {
+    // Nobody listens at first; what the namespace is was promised earlier.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let pin = World::new(Manner::default(), |_| {}).remote.namespace(1).unwrap().pin();
+    drop(listener);
+    let shards = Shards::start(&ShardConfig::default()).unwrap();
+    let nqn = |n| Nqn::new(n).unwrap();
+    let mut config = Config::new("r1", addr, nqn("nqn.x:sub"), nqn("nqn.x:host"), [9; 16]);
+    (config.first_pause, config.longest_pause) = (Duration::from_millis(5), Duration::from_millis(20));
+    let remote = Remote::start(config, vec![pin], shards.handles()).unwrap();
+    until("a reason", || matches!(remote.state(), State::Connecting(Some(Reason::Socket { .. }))));
+    let volume = remote.namespace(1).unwrap();
+    assert_eq!(volume.limits().blocks, 8192, "a volume at once");
+    let world = World {
+        target: Target::at(TcpListener::bind(addr).unwrap(), Manner::default()),
+        remote,
+        shards: Some(shards),
+        origin: Origin::new(),
+    };
+    assert_eq!(world.one(0, write(1, &pattern(BLOCK, 1))).0, Ok(()));
+}
+
+#[test]
+fn another_namespace_under_the_nsid_is_refused_until_the_first_is_back() {
+    let world = World::new(Manner::default(), |_| {});
+    assert_eq!(world.one(0, write(1, &pattern(BLOCK, 1))).0, Ok(()));
+    let namespace = world.remote.namespace(1).unwrap();
+    let (pinned, written) = (namespace.pin(), world.target.seen(NvmOpcode::Write));
+    for change in [
+        (|m: &mut Manner| m.uuid = [8; 16]) as fn(&mut Manner),
+        |m| m.blocks = 100,
+        |m| m.mdts = 1,
+        |m| m.lbaf.ms = 8,
+        |m| m.lbaf.lbads = 63,
+        |m| m.lbaf.lbads = 0,
+        |m| m.blocks = u64::MAX,
+    ] {
+        world.target.set(change);
+        world.remote.reset();
+        until("refused", || namespace.refused().is_some());
+        let answers = world.submit(0, vec![write(1, &pattern(BLOCK, 2))]);
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(answers.none_yet());
+        assert_eq!(world.target.seen(NvmOpcode::Write), written, "nothing reached the other namespace");
+        world.revoke(0, Scope::Origin(world.origin()));
+        assert_eq!(answers.take(1)[0].1, ABORTED);
+        world.target.set(|m| *m = Manner::default());
+        world.remote.reset();
+        until("back", || namespace.refused().is_none());
+    }
+    assert_eq!(namespace.pin(), pinned);
+    assert_eq!(world.one(0, write(1, &pattern(BLOCK, 3))).0, Ok(()));
+}
+
+#[test]
+fn a_namespace_that_grew_is_the_same() {
+    let world = World::new(Manner { blocks: 1000, ..Manner::default() }, |_| {});
+    world.target.set(|m| m.blocks = 2000);
+    world.remote.reset();
+    until("grown", || world.remote.namespace(1).unwrap().limits().blocks == 2000);
+}
+
+#[test]
+fn an_unanswered_keep_alive_ends_the_association() {
+    let world = World::new(Manner::default(), |c| c.kato = Duration::from_millis(100));
+    until("keep alives", || world.target.shared.keep_alives.load(SeqCst) > 3);
+    assert_eq!(world.target.shared.associations.load(SeqCst), 1);
+    world.target.set(|m| m.mute = true);
+    until("a new association", || world.target.shared.associations.load(SeqCst) > 1);
+    world.target.set(|m| m.mute = false);
+    assert_eq!(world.one(0, read(0, 1)).0, Ok(()));
+}
+
+#[test]
+fn strict_waits_until_the_old_association_is_over() {
+    let kato = Duration::from_millis(300);
+    let world = World::new(Manner::default(), |c| (c.resend, c.kato) = (Resend::Strict, kato));
+    // A write is out whose answer never comes.
+    world.target.set(|m| m.io = Some(Arc::new(|_, _| true)));
+    let answers = world.submit(0, vec![write(0, &pattern(8 * BLOCK, 1))]);
+    until("it is out", || world.target.seen(NvmOpcode::Write) == 1);
+    world.target.set(|m| m.io = None);
+    let lost = Instant::now();
+    world.target.cut();
+    until("a new association", || world.target.shared.associations.load(SeqCst) == 2);
+    assert_eq!(answers.take(1)[0].1, Ok(()));
+    assert!(lost.elapsed() >= kato, "not before the keep-alive timeout");
+}
+
+#[test]
+fn a_closed_remote_fails_its_io() {
+    let world = World::new(Manner::default(), |_| {});
+    world.target.set(|m| m.io = Some(Arc::new(|_, _| true)));
+    let answers = world.submit(0, (0..200).map(|i| read(i, 1)).collect());
+    until("some are out", || world.target.seen(NvmOpcode::Read) > 100);
+    world.remote.close();
+    assert!(answers.take(200).iter().all(|(_, r, _)| *r == Err(IoError::Failed)));
+    assert_eq!(world.remote.wait_live(LONG), Err(State::Closed));
+}
