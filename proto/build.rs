@@ -36,6 +36,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler.include_source_info(false);
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
-    tonic_prost_build::configure().skip_debug(SECRETIVE).compile_fds(described)?;
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
+    tonic_prost_build::configure().generate_default_stubs(true).skip_debug(SECRETIVE).compile_fds_with_config(described, config)?;
     Ok(())
 }

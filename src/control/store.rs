@@ -1,0 +1,366 @@
+//! The state directory: what is declared, in a database that a crash at any moment leaves whole.
+//!
+//! `state.redb` holds two tables: `objects`, a [`Record`] under each resource name, and `meta`. `lock` is locked while
+//! a process uses the directory. `kek` may hold the key-encryption key (see [`super::vault`]).
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use engine::Limits;
+use prost::Message as _;
+use redb::backends::FileBackend;
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use uuid::Uuid;
+
+use super::vault::{self, Vault, VaultError};
+
+const OBJECTS: TableDefinition<&str, &[u8]> = TableDefinition::new("objects");
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+
+/// Version of what the tables hold.
+const FORMAT: u8 = 1;
+/// Wrapped by the vault, so that another key-encryption key is noticed at once.
+const PROBE: &[u8] = b"the key-encryption key of this directory";
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file or directory cannot be made or opened.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("state directory {0} is in use by another process")]
+    Locked(PathBuf),
+    /// The database does not open, read or write.
+    #[error("{path}: {reason}")]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A later version wrote the database.
+    #[error("{path}: its format is {found}, and this version reads {FORMAT}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The format that it has.
+        found: u8,
+    },
+    /// Keys cannot be wrapped.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+}
+
+/// An object as it is kept.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Record {
+    /// Objects are built again in this order.
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    /// The kind's collection, such as `mallocVolumes`.
+    #[prost(string, tag = "2")]
+    pub kind: String,
+    /// The message as the client sent it, without its key.
+    #[prost(bytes = "vec", tag = "3")]
+    pub declared: Vec<u8>,
+    /// The message as clients get it.
+    #[prost(bytes = "vec", tag = "4")]
+    pub object: Vec<u8>,
+    /// The wrapped key.
+    #[prost(bytes = "vec", tag = "5")]
+    pub sealed: Vec<u8>,
+    /// Its identity for life.
+    #[prost(bytes = "vec", tag = "6")]
+    pub uuid: Vec<u8>,
+    /// What the users of a volume were told of it.
+    #[prost(message, optional, tag = "7")]
+    pub promise: Option<Promise>,
+}
+
+/// Limits of a volume as they are kept.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Promise {
+    #[prost(uint32, tag = "1")]
+    block_size: u32,
+    #[prost(uint64, tag = "2")]
+    blocks: u64,
+    #[prost(uint32, tag = "3")]
+    max_blocks: u32,
+    #[prost(uint32, tag = "4")]
+    optimal_boundary: u32,
+    #[prost(uint32, tag = "5")]
+    write_granularity: u32,
+    #[prost(uint32, tag = "6")]
+    atomic_blocks: u32,
+    #[prost(bool, tag = "7")]
+    volatile_cache: bool,
+    #[prost(bool, tag = "8")]
+    fua: bool,
+    #[prost(bool, tag = "9")]
+    write_zeroes: bool,
+    #[prost(bool, tag = "10")]
+    unmap: bool,
+    #[prost(bool, tag = "11")]
+    compare: bool,
+    #[prost(bool, tag = "12")]
+    unmapped_reads_zero: bool,
+}
+
+impl From<&Limits> for Promise {
+    fn from(limits: &Limits) -> Self {
+        Promise {
+            block_size: limits.block_size,
+            blocks: limits.blocks,
+            max_blocks: limits.max_blocks,
+            optimal_boundary: limits.optimal_boundary,
+            write_granularity: limits.write_granularity,
+            atomic_blocks: limits.atomic_blocks,
+            volatile_cache: limits.volatile_cache,
+            fua: limits.fua,
+            write_zeroes: limits.write_zeroes,
+            unmap: limits.unmap,
+            compare: limits.compare,
+            unmapped_reads_zero: limits.unmapped_reads_zero,
+        }
+    }
+}
+
+impl From<&Promise> for Limits {
+    fn from(promise: &Promise) -> Self {
+        Limits {
+            max_blocks: promise.max_blocks,
+            optimal_boundary: promise.optimal_boundary,
+            write_granularity: promise.write_granularity,
+            atomic_blocks: promise.atomic_blocks,
+            volatile_cache: promise.volatile_cache,
+            fua: promise.fua,
+            write_zeroes: promise.write_zeroes,
+            unmap: promise.unmap,
+            compare: promise.compare,
+            unmapped_reads_zero: promise.unmapped_reads_zero,
+            ..Limits::full(promise.block_size, promise.blocks)
+        }
+    }
+}
+
+/// The state directory, locked while this lives.
+pub(crate) struct Store {
+    path: PathBuf,
+    database: Database,
+    host_id: Uuid,
+    vault: Vault,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the state directory, and makes it if there is none.
+    ///
+    /// # Errors
+    /// In words that name the file.
+    pub fn open(state_dir: &Path, kek_file: Option<&Path>) -> Result<Self, StoreError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state_dir)
+            .map_err(|e| file_error(state_dir, e))?;
+        let lock_path = state_dir.join("lock");
+        let lock = open_file(&lock_path)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(state_dir.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(file_error(&lock_path, source)),
+        }
+        let path = state_dir.join("state.redb");
+        let file = open_file(&path)?;
+        // The database panics on some damaged files.
+        let opened = catch_unwind(AssertUnwindSafe(|| -> Result<Database, redb::DatabaseError> {
+            Database::builder().create_with_backend(FileBackend::new(file)?)
+        }));
+        let database = match opened {
+            Ok(Ok(database)) => database,
+            Ok(Err(e)) => return Err(StoreError::Database { path, reason: e.to_string() }),
+            Err(_) => return Err(StoreError::Database { path, reason: "the file is damaged".into() }),
+        };
+        let vault = Vault::open(kek_file, state_dir)?;
+        let mut store = Store { path, database, host_id: Uuid::nil(), vault, _lock: lock };
+        store.prepare()?;
+        Ok(store)
+    }
+
+    /// The identifier of this installation as an NVMe host.
+    pub fn host_id(&self) -> Uuid {
+        self.host_id
+    }
+
+    /// Wraps and unwraps keys.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    /// Keeps an object. It is durable when this returns.
+    pub fn put(&self, name: &str, record: &Record) -> Result<(), StoreError> {
+        self.write(|objects| objects.insert(name, record.encode_to_vec().as_slice()).map(drop))
+    }
+
+    /// Forgets an object.
+    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        self.write(|objects| objects.remove(name).map(drop))
+    }
+
+    /// Every object with its name, in the order of creation.
+    pub fn load(&self) -> Result<Vec<(String, Record)>, StoreError> {
+        let read = || -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+            let objects = self.database.begin_read()?.open_table(OBJECTS)?;
+            let all = objects.iter()?.map(|entry| {
+                let (name, bytes) = entry?;
+                Ok((name.value().to_owned(), bytes.value().to_owned()))
+            });
+            all.collect()
+        };
+        let mut records = Vec::new();
+        for (name, bytes) in read().map_err(|e| self.failed(e))? {
+            let record = Record::decode(bytes.as_slice())
+                .map_err(|e| self.failed(format!("what it keeps of {name} is damaged: {e}")))?;
+            records.push((name, record));
+        }
+        records.sort_by_key(|(_, record)| record.sequence);
+        Ok(records)
+    }
+
+    /// Checks the format and the key-encryption key, or sets them in a new database.
+    fn prepare(&mut self) -> Result<(), StoreError> {
+        let probe = self.vault.seal(&PROBE.to_vec().into(), "probe")?;
+        let host_id = uuid::Builder::from_random_bytes(vault::random()?).into_uuid();
+        let prepare = || -> Result<[Vec<u8>; 3], redb::Error> {
+            let transaction = self.database.begin_write()?;
+            transaction.open_table(OBJECTS)?;
+            let mut meta = transaction.open_table(META)?;
+            let mut kept = |name: &str, new: &[u8]| -> Result<Vec<u8>, redb::Error> {
+                if let Some(old) = meta.get(name)? {
+                    return Ok(old.value().to_owned());
+                }
+                meta.insert(name, new)?;
+                Ok(new.to_owned())
+            };
+            let all =
+                [kept("format", &[FORMAT])?, kept("probe", &probe)?, kept("host_id", host_id.as_bytes())?];
+            drop(meta);
+            transaction.commit()?;
+            Ok(all)
+        };
+        let [format, probe, host_id] = prepare().map_err(|e| self.failed(e))?;
+        if format != [FORMAT] {
+            let found = format.first().copied().unwrap_or(0);
+            return Err(StoreError::Format { path: self.path.clone(), found });
+        }
+        self.vault.unseal(&probe, "probe").map_err(|_| {
+            self.failed("the key-encryption key is not the one that this directory was made with")
+        })?;
+        self.host_id = Uuid::from_slice(&host_id).map_err(|e| self.failed(e))?;
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        change: impl FnOnce(&mut redb::Table<&str, &[u8]>) -> Result<(), redb::StorageError>,
+    ) -> Result<(), StoreError> {
+        let commit = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            change(&mut transaction.open_table(OBJECTS)?)?;
+            Ok(transaction.commit()?)
+        };
+        commit().map_err(|e| self.failed(e))
+    }
+
+    /// An error about the database.
+    pub fn failed(&self, reason: impl ToString) -> StoreError {
+        StoreError::Database { path: self.path.clone(), reason: reason.to_string() }
+    }
+}
+
+fn file_error(path: &Path, source: io::Error) -> StoreError {
+    StoreError::File { path: path.to_owned(), source }
+}
+
+fn open_file(path: &Path) -> Result<File, StoreError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(|e| file_error(path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(sequence: u64) -> Record {
+        Record { sequence, kind: "nullVolumes".into(), ..Record::default() }
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_in_the_order_of_creation() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), None).unwrap();
+        for (name, sequence) in [("volumes/b", 1), ("volumes/a", 2), ("volumes/c", 3)] {
+            store.put(name, &record(sequence)).unwrap();
+        }
+        store.remove("volumes/c").unwrap();
+        let host = store.host_id();
+        drop(store);
+        let store = Store::open(dir.path(), None).unwrap();
+        assert_eq!(store.host_id(), host);
+        let names: Vec<_> = store.load().unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["volumes/b", "volumes/a"]);
+    }
+
+    #[test]
+    fn a_directory_serves_one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), None).unwrap();
+        assert!(matches!(Store::open(dir.path(), None), Err(StoreError::Locked(_))));
+        drop(store);
+        Store::open(dir.path(), None).unwrap();
+    }
+
+    #[test]
+    fn another_kek_is_noticed_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Store::open(dir.path(), None).unwrap());
+        std::fs::write(dir.path().join("kek"), [3; 32]).unwrap();
+        let error = Store::open(dir.path(), None).err().unwrap().to_string();
+        assert!(error.contains("state.redb") && error.contains("key-encryption key"), "{error}");
+    }
+
+    #[test]
+    fn damaged_files_are_named_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), None).unwrap();
+        (0..200).for_each(|n| store.put(&format!("volumes/{n}"), &record(n)).unwrap());
+        drop(store);
+        let path = dir.path().join("state.redb");
+        let whole = std::fs::read(&path).unwrap();
+        let half = whole[..whole.len() / 2].to_vec();
+        for damaged in [b"not a database at all, but text".repeat(300), half, whole[..100].to_vec()] {
+            std::fs::write(&path, &damaged).unwrap();
+            let error = Store::open(dir.path(), None).err().unwrap().to_string();
+            assert!(error.contains("state.redb"), "{error}");
+            assert!(std::fs::read(&path).unwrap() == damaged);
+        }
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(Store::open(dir.path(), None).unwrap().load().unwrap().len(), 200);
+    }
+
+    #[test]
+    fn limits_come_back_as_they_were() {
+        let limits = Limits { max_blocks: 256, volatile_cache: true, fua: false, ..Limits::full(4096, 77) };
+        assert_eq!(Limits::from(&Promise::from(&limits)), limits);
+    }
+}
