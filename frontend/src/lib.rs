@@ -9,12 +9,15 @@
 mod controller;
 mod namespace;
 mod nvm;
+mod pcie;
 mod queue;
 mod subsystem;
 pub mod tcp;
+pub mod vfio_user;
 
 pub use controller::{AttachError, Config, Controller, Host, Port, QueueLink, QueueToken, Shared};
 pub use namespace::{Attachment, Drain, Namespace};
+pub use pcie::Doorbells;
 pub use queue::{
     AdminQueue, Completion, Data, Direction, Outcome, Queue, QueueConfig, Reply, Ticket, Transport,
 };

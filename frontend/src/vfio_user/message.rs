@@ -15,14 +15,13 @@ use super::version::Capabilities;
 #[repr(transparent)]
 pub struct Command(pub u16);
 
-#[expect(missing_docs, reason = "the specification's names")]
+#[allow(missing_docs)] // the specification's names
 impl Command {
     pub const VERSION: Self = Self(1);
     pub const DMA_MAP: Self = Self(2);
     pub const DMA_UNMAP: Self = Self(3);
     pub const DEVICE_GET_INFO: Self = Self(4);
     pub const DEVICE_GET_REGION_INFO: Self = Self(5);
-    pub const DEVICE_GET_REGION_IO_FDS: Self = Self(6);
     pub const DEVICE_GET_IRQ_INFO: Self = Self(7);
     pub const DEVICE_SET_IRQS: Self = Self(8);
     pub const REGION_READ: Self = Self(9);
@@ -124,15 +123,11 @@ pub mod region {
 pub mod irq {
     /// The interrupt pin.
     pub const INTX: u32 = 0;
-    /// Message signalled interrupts.
-    pub const MSI: u32 = 1;
-    /// Their extended kind.
+    /// Message signalled interrupts, the extended kind.
     pub const MSIX: u32 = 2;
     /// Errors.
     pub const ERR: u32 = 3;
-    /// The device is about to go.
-    pub const REQ: u32 = 4;
-    /// How many there are.
+    /// How many there are; the others are plain MSI and the request to let the device go.
     pub const COUNT: u32 = 5;
 }
 

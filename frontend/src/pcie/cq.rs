@@ -1,0 +1,223 @@
+//! Completion queues in guest memory (Base 2.1, 3.3.3.2).
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+
+use engine::mem::{GuestMemory, MemError};
+use nvme_proto::Cqe;
+use nvme_proto::zerocopy::IntoBytes;
+
+use super::doorbell::{Bell, Bells};
+
+const ENTRY: u64 = size_of::<Cqe>() as u64;
+
+/// A completion queue.
+pub(crate) struct Cq {
+    pub qid: u16,
+    base: u64,
+    entries: u32,
+    /// The interrupt vector, if it interrupts.
+    pub vector: Option<u16>,
+    /// Where the next entry goes, and its phase.
+    tail: Cell<u32>,
+    phase: Cell<bool>,
+    /// What the host has consumed.
+    head: Cell<u32>,
+    /// Entries that commands in flight will need.
+    reserved: Cell<u32>,
+    /// Completions of commands that reserved none (event requests), which found the queue full.
+    overflow: RefCell<VecDeque<Cqe>>,
+    /// Entries were added since the last interrupt.
+    pub fresh: Cell<bool>,
+    /// A value of the head doorbell that made no sense: reported once.
+    rejected: Cell<Option<u32>>,
+}
+
+/// The host wrote a value that the doorbell cannot have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InvalidValue;
+
+impl Cq {
+    pub fn new(qid: u16, base: u64, entries: u32, vector: Option<u16>) -> Self {
+        Cq {
+            qid,
+            base,
+            entries,
+            vector,
+            tail: Cell::new(0),
+            phase: Cell::new(true),
+            head: Cell::new(0),
+            reserved: Cell::new(0),
+            overflow: RefCell::default(),
+            fresh: Cell::new(false),
+            rejected: Cell::new(None),
+        }
+    }
+
+    fn waiting(&self) -> u32 {
+        (self.tail.get() + self.entries - self.head.get()) % self.entries
+    }
+
+    fn free(&self) -> u32 {
+        self.entries - 1 - self.waiting()
+    }
+
+    /// Whether the host has entries to consume, as far as is known.
+    pub fn is_pending(&self) -> bool {
+        self.tail.get() != self.head.get()
+    }
+
+    /// The last head that was seen.
+    pub fn head(&self) -> u32 {
+        self.head.get()
+    }
+
+    /// Looks at the head doorbell.
+    pub fn look(&self, memory: &GuestMemory, bells: &Bells) -> Result<(), InvalidValue> {
+        let Some(head) = bells.load(memory, Bell::Head(self.qid)) else { return Ok(()) };
+        if head == self.head.get() {
+            return Ok(());
+        }
+        // It moves towards the tail and not past it.
+        let moved = (head.wrapping_add(self.entries).wrapping_sub(self.head.get())) % self.entries;
+        if head >= self.entries || moved > self.waiting() {
+            return match self.rejected.replace(Some(head)) {
+                Some(before) if before == head => Ok(()),
+                _ => Err(InvalidValue),
+            };
+        }
+        self.rejected.set(None);
+        self.head.set(head);
+        Ok(())
+    }
+
+    /// Whether [`Cq::reserve`] would succeed.
+    pub fn has_room(&self) -> bool {
+        self.free() > self.reserved.get()
+    }
+
+    /// Keeps an entry for a command; [`Cq::release`] or [`Cq::post`] gives it back.
+    pub fn reserve(&self) -> bool {
+        let room = self.has_room();
+        if room {
+            self.reserved.set(self.reserved.get() + 1);
+        }
+        room
+    }
+
+    pub fn release(&self) {
+        self.reserved.set(self.reserved.get().saturating_sub(1));
+    }
+
+    /// Adds an entry. One that was not reserved waits if there is no room.
+    pub fn post(&self, memory: &GuestMemory, cqe: Cqe, reserved: bool) -> Result<(), MemError> {
+        if reserved {
+            self.release();
+        } else if self.free() <= self.reserved.get() {
+            self.overflow.borrow_mut().push_back(cqe);
+            return Ok(());
+        }
+        self.write(memory, cqe)
+    }
+
+    /// Adds what waited, as far as there is room now. Whether anything did.
+    pub fn drain(&self, memory: &GuestMemory) -> Result<bool, MemError> {
+        let mut any = false;
+        while self.has_room() {
+            let Some(cqe) = self.overflow.borrow_mut().pop_front() else { break };
+            self.write(memory, cqe)?;
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Whether something waits for the host to consume entries.
+    pub fn is_starved(&self) -> bool {
+        !self.overflow.borrow().is_empty() || !self.has_room()
+    }
+
+    fn write(&self, memory: &GuestMemory, mut cqe: Cqe) -> Result<(), MemError> {
+        let tail = self.tail.get();
+        let at = self.base + u64::from(tail) * ENTRY;
+        cqe.status = cqe.status.status().with_phase(self.phase.get());
+        // The phase tag is in the last word: it is stored after the others, in one access.
+        let [words @ .., w0, w1, w2, w3] = cqe.as_bytes() else { return Ok(()) };
+        memory.write(at, words)?;
+        memory.store_u32(at + words.len() as u64, u32::from_le_bytes([*w0, *w1, *w2, *w3]))?;
+        let next = tail + 1;
+        if next == self.entries {
+            self.phase.set(!self.phase.get());
+        }
+        self.tail.set(next % self.entries);
+        self.fresh.set(true);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::doorbell::Doorbells;
+    use super::super::runs::testing::memory;
+    use super::*;
+    use nvme_proto::Status;
+    use nvme_proto::zerocopy::FromBytes;
+
+    fn entry(m: &GuestMemory, at: u64) -> Cqe {
+        let mut bytes = [0; 16];
+        m.read(0x1000 + at * 16, &mut bytes).unwrap();
+        Cqe::read_from_bytes(&bytes).unwrap()
+    }
+
+    #[test]
+    fn phases_turn_and_a_full_queue_takes_nothing() {
+        let (m, bells) = (memory(0x10000), Bells::new(Doorbells::Trapped).unwrap());
+        let cq = Cq::new(1, 0x1000, 4, Some(0));
+        let mut cid = 0;
+        for round in 0..4 {
+            for at in 0..4u64 {
+                assert!(cq.reserve());
+                cq.post(&m, Cqe::new(cid, Status::LBA_OUT_OF_RANGE), true).unwrap();
+                let got = entry(&m, at);
+                assert_eq!((got.cid, got.status.phase()), (cid, round % 2 == 0));
+                assert_eq!(got.status(), Status::LBA_OUT_OF_RANGE);
+                bells.store(Bell::Head(1), (at as u32 + 1) % 4);
+                cq.look(&m, &bells).unwrap();
+                cid += 1;
+            }
+        }
+        assert!((0..3).all(|_| cq.reserve()) && !cq.reserve());
+    }
+
+    #[test]
+    fn g82_an_event_waits_for_room() {
+        let (m, bells) = (memory(0x10000), Bells::new(Doorbells::Trapped).unwrap());
+        let cq = Cq::new(1, 0x1000, 2, None);
+        cq.post(&m, Cqe::new(1, Status::SUCCESS), false).unwrap();
+        cq.post(&m, Cqe::new(2, Status::SUCCESS), false).unwrap();
+        assert!(cq.is_starved() && !cq.drain(&m).unwrap());
+        bells.store(Bell::Head(1), 1);
+        cq.look(&m, &bells).unwrap();
+        assert!(cq.drain(&m).unwrap());
+        assert_eq!(entry(&m, 1).cid, 2);
+    }
+
+    #[test]
+    fn g74_heads_that_make_no_sense_are_reported_once() {
+        let (m, bells) = (memory(0x10000), Bells::new(Doorbells::Mapped).unwrap());
+        let cq = Cq::new(1, 0x1000, 8, None);
+        for cid in 0..3 {
+            cq.post(&m, Cqe::new(cid, Status::SUCCESS), false).unwrap();
+        }
+        for bad in [4, 7, 8, u32::MAX] {
+            bells.store(Bell::Head(1), bad);
+            assert_eq!(cq.look(&m, &bells), Err(InvalidValue), "{bad}");
+            assert_eq!(cq.look(&m, &bells), Ok(()));
+            assert_eq!(cq.head(), 0);
+        }
+        bells.store(Bell::Head(1), 2);
+        cq.look(&m, &bells).unwrap();
+        assert_eq!(cq.head(), 2);
+        bells.store(Bell::Head(1), 1);
+        assert_eq!(cq.look(&m, &bells), Err(InvalidValue), "backwards");
+    }
+}

@@ -1,0 +1,198 @@
+//! Interrupts: MSI-X vectors and the INTx pin, each an event descriptor that the client gave.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use engine::Shard;
+use engine::mem::{Buf, Sgl};
+use engine::ring::{Completion, Fd, OpId, RingClient, RingOp};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+/// An event descriptor that is signalled through the ring: the write goes with everything else at the end of the turn,
+/// and one that a hostile client makes block holds up nobody.
+struct Line {
+    shard: Shard,
+    fd: Fd,
+    one: Sgl,
+    writing: Cell<Option<OpId>>,
+    again: Cell<bool>,
+}
+
+impl Line {
+    fn signal(self: &Rc<Self>) {
+        if self.writing.get().is_some() {
+            // It may have been carried out before what this signal announces.
+            self.again.set(true);
+            return;
+        }
+        let op =
+            RingOp::Write { fd: self.fd.clone(), offset: 0, sgl: self.one.clone(), skip: 0, dsync: false };
+        self.writing.set(Some(self.shard.ring().start(op, self.clone(), 0)));
+    }
+}
+
+impl RingClient for Line {
+    fn done(self: Rc<Self>, _: Completion, _: u64) {
+        self.writing.set(None);
+        if self.again.replace(false) {
+            self.signal();
+        }
+    }
+}
+
+/// Whether a descriptor is an eventfd, and makes writes to it fail rather than wait.
+fn is_eventfd(fd: &OwnedFd) -> bool {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let event = std::fs::read_link(link).is_ok_and(|to| to.as_os_str() == "anon_inode:[eventfd]");
+    event
+        && fcntl(fd, FcntlArg::F_GETFL)
+            .map(|flags| OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK)
+            .and_then(|flags| fcntl(fd, FcntlArg::F_SETFL(flags)))
+            .is_ok()
+}
+
+#[derive(Default)]
+struct Intx {
+    line: Option<Rc<Line>>,
+    /// Signalled and not unmasked since, or masked by the client.
+    masked: bool,
+    /// What the pin is now.
+    asserted: bool,
+}
+
+/// The interrupts of one function.
+pub(crate) struct Interrupts {
+    shard: Shard,
+    one: Sgl,
+    msix: RefCell<Vec<Option<Rc<Line>>>>,
+    /// The client set up MSI-X: the pin is not used.
+    msix_on: Cell<bool>,
+    intx: RefCell<Intx>,
+    /// INTMS: vectors that software masked while it uses the pin.
+    pub mask: Cell<u32>,
+}
+
+/// A descriptor that is no eventfd.
+#[derive(Debug)]
+pub(crate) struct NotAnEvent;
+
+impl Interrupts {
+    pub fn new(shard: &Shard, vectors: u16) -> Self {
+        let one = Buf::zeroed(8).sgl(0, 8);
+        one.copy_in(0, &1u64.to_ne_bytes());
+        Interrupts {
+            shard: shard.clone(),
+            one,
+            msix: RefCell::new(vec![None; usize::from(vectors)]),
+            msix_on: Cell::new(false),
+            intx: RefCell::default(),
+            mask: Cell::new(0),
+        }
+    }
+
+    /// MSI-X vectors.
+    pub fn vectors(&self) -> usize {
+        self.msix.borrow().len()
+    }
+
+    /// Whether completions raise MSI-X vectors.
+    pub fn uses_msix(&self) -> bool {
+        self.msix_on.get()
+    }
+
+    fn line(&self, fd: Option<OwnedFd>) -> Result<Option<Rc<Line>>, NotAnEvent> {
+        let Some(fd) = fd else { return Ok(None) };
+        if !is_eventfd(&fd) {
+            return Err(NotAnEvent);
+        }
+        Ok(Some(Rc::new(Line {
+            shard: self.shard.clone(),
+            fd: Arc::new(fd),
+            one: self.one.clone(),
+            writing: Cell::new(None),
+            again: Cell::new(false),
+        })))
+    }
+
+    /// Vectors from `start` on are signalled by these descriptors; `None` takes one away.
+    pub fn set_msix(
+        &self,
+        start: usize,
+        fds: impl Iterator<Item = Option<OwnedFd>>,
+    ) -> Result<(), NotAnEvent> {
+        let lines = fds.map(|fd| self.line(fd)).collect::<Result<Vec<_>, _>>()?;
+        self.msix_on.set(true);
+        let mut msix = self.msix.borrow_mut();
+        for (to, line) in msix.iter_mut().skip(start).zip(lines) {
+            replace(to, line);
+        }
+        Ok(())
+    }
+
+    /// Takes all vectors away: the pin is used from now on.
+    pub fn clear_msix(&self) {
+        self.msix_on.set(false);
+        self.msix.borrow_mut().iter_mut().for_each(|line| replace(line, None));
+    }
+
+    /// The descriptor of the pin; `None` takes it away.
+    pub fn set_intx(&self, fd: Option<OwnedFd>) -> Result<(), NotAnEvent> {
+        let line = self.line(fd)?;
+        let mut intx = self.intx.borrow_mut();
+        replace(&mut intx.line, line);
+        intx.masked = false;
+        Ok(())
+    }
+
+    /// Signals a vector.
+    pub fn raise(&self, vector: u16) {
+        if let Some(Some(line)) = self.msix.borrow().get(usize::from(vector)) {
+            line.signal();
+        }
+    }
+
+    /// The pin's level. A level that stays up is signalled anew after each unmask.
+    pub fn set_level(&self, asserted: bool) {
+        let mut intx = self.intx.borrow_mut();
+        intx.asserted = asserted;
+        if !asserted || intx.masked {
+            return;
+        }
+        if let Some(line) = &intx.line {
+            line.signal();
+            intx.masked = true;
+        }
+    }
+
+    /// Signals the pin, whatever its level.
+    pub fn pulse_intx(&self) {
+        if let Some(line) = &self.intx.borrow().line {
+            line.signal();
+        }
+    }
+
+    /// The client masks or unmasks the pin; after an unmask, tell the level again.
+    pub fn mask_intx(&self, masked: bool) {
+        self.intx.borrow_mut().masked = masked;
+    }
+
+    /// Takes everything away.
+    pub fn clear(&self) {
+        self.clear_msix();
+        replace(&mut self.intx.borrow_mut().line, None);
+        *self.intx.borrow_mut() = Intx::default();
+        self.mask.set(0);
+    }
+}
+
+/// Puts another line in a line's place. A write of the old one that hangs is taken back, lest its descriptor stay.
+fn replace(to: &mut Option<Rc<Line>>, line: Option<Rc<Line>>) {
+    if let Some(old) = std::mem::replace(to, line) {
+        old.again.set(false);
+        if let Some(op) = old.writing.get() {
+            old.shard.ring().cancel(op);
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Submission queues in guest memory: the PCIe half of a [`Queue`].
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use engine::mem::Access;
+use nvme_proto::aen::ErrorInfo;
+use nvme_proto::opcode::AdminOpcode;
+use nvme_proto::zerocopy::FromBytes;
+use nvme_proto::{Cqe, Sqe, Status};
+
+use super::cq::{Cq, InvalidValue};
+use super::doorbell::Bell;
+use super::function::Function;
+use super::prp::PrpWalk;
+use super::runs::{Runs, Step, Walk};
+use super::sgl::SglWalk;
+use super::staged::{self, Staged};
+use crate::queue::{Completion, Data, Direction, Outcome, Queue, Ticket, Transport};
+
+/// Bytes of a page: CC.MPS is always 0.
+pub(crate) const PAGE: u64 = 4096;
+const ENTRY: u64 = size_of::<Sqe>() as u64;
+/// Commands that one queue fetches before another one's turn comes.
+const BATCH: usize = 64;
+
+/// A submission queue.
+pub(crate) struct Sq {
+    function: Rc<Function>,
+    qid: u16,
+    base: u64,
+    entries: u32,
+    cq: Rc<Cq>,
+    head: Cell<u32>,
+    /// The last tail that was seen.
+    tail: Cell<u32>,
+    /// A tail that made no sense: reported once.
+    rejected: Cell<Option<u32>>,
+    /// Its memory is away: nothing is fetched before the guest's memory changes.
+    pub blind: Cell<bool>,
+}
+
+/// What is kept of a command.
+#[derive(Default)]
+pub(crate) struct Fetched {
+    /// A completion queue entry is reserved for it.
+    reserved: bool,
+    /// Its data goes through a buffer.
+    staged: Option<Staged>,
+}
+
+impl Sq {
+    pub fn new(function: &Rc<Function>, qid: u16, base: u64, entries: u32, cq: Rc<Cq>) -> Self {
+        Sq {
+            function: function.clone(),
+            qid,
+            base,
+            entries,
+            cq,
+            head: Cell::new(0),
+            tail: Cell::new(0),
+            rejected: Cell::new(None),
+            blind: Cell::new(false),
+        }
+    }
+
+    pub fn qid(&self) -> u16 {
+        self.qid
+    }
+
+    pub fn cq(&self) -> &Rc<Cq> {
+        &self.cq
+    }
+
+    /// The last tail that was seen.
+    pub fn tail(&self) -> u32 {
+        self.tail.get()
+    }
+
+    /// Looks at the tail doorbell.
+    pub fn look(&self) -> Result<(), InvalidValue> {
+        let function = &self.function;
+        let Some(tail) = function.bells.load(&function.memory.borrow(), Bell::Tail(self.qid)) else {
+            return Ok(());
+        };
+        if tail == self.tail.get() {
+            return Ok(());
+        }
+        if tail >= self.entries {
+            return match self.rejected.replace(Some(tail)) {
+                Some(before) if before == tail => Ok(()),
+                _ => Err(InvalidValue),
+            };
+        }
+        self.rejected.set(None);
+        self.tail.set(tail);
+        Ok(())
+    }
+
+    /// Whether a command can be fetched.
+    pub fn has_work(&self, queue: &Queue<Sq>) -> bool {
+        if self.look().is_err() {
+            self.function.error_event(ErrorInfo::InvalidDoorbellValue);
+        }
+        self.head.get() != self.tail.get() && !self.blind.get() && queue.has_room() && self.cq_has_room()
+    }
+
+    fn cq_has_room(&self) -> bool {
+        self.cq.has_room() || {
+            self.function.look_at_head(&self.cq);
+            self.cq.has_room()
+        }
+    }
+
+    /// Fetches what there is and room for. Whether there was anything.
+    pub fn fetch(queue: &Rc<Queue<Sq>>) -> bool {
+        let sq = queue.transport();
+        let mut any = false;
+        for _ in 0..BATCH {
+            if sq.head.get() == sq.tail.get() || !queue.has_room() || !sq.cq.reserve() {
+                break;
+            }
+            // Copied once: what the guest does to its memory afterwards changes nothing.
+            let mut raw = [0; ENTRY as usize];
+            let at = sq.base + u64::from(sq.head.get()) * ENTRY;
+            let Some(sqe) = sq
+                .function
+                .memory
+                .borrow()
+                .read(at, &mut raw)
+                .ok()
+                .and_then(|()| Sqe::read_from_bytes(&raw).ok())
+            else {
+                sq.cq.release();
+                sq.blind.set(true);
+                break;
+            };
+            sq.head.set((sq.head.get() + 1) % sq.entries);
+            any = true;
+            let mut command = Fetched { reserved: true, staged: None };
+            if sq.qid == 0 && sqe.admin() == AdminOpcode::AsyncEventRequest {
+                // It may wait for ever, and must not keep an entry from the commands that do not.
+                sq.cq.release();
+                command.reserved = false;
+            }
+            if let Err(command) = queue.execute(sqe, command) {
+                if command.reserved {
+                    sq.cq.release();
+                }
+                break;
+            }
+        }
+        any
+    }
+
+    /// Adds a completion to the queue's completion queue.
+    pub fn post(&self, completion: &Completion, reserved: bool) {
+        let reply = completion.reply;
+        let cqe = Cqe {
+            dw0: reply.dw0,
+            dw1: reply.dw1,
+            sqhd: self.head.get() as u16,
+            sqid: self.qid,
+            ..Cqe::new(completion.cid, reply.status)
+        };
+        self.function.post(&self.cq, cqe, reserved);
+    }
+}
+
+/// The kinds of walks over a command's data pointer.
+pub(crate) enum DataWalk {
+    Prp(PrpWalk),
+    Sgl(SglWalk),
+}
+
+impl DataWalk {
+    fn new(sqe: &Sqe, direction: Direction, len: usize, runs: &mut Runs) -> Result<Self, Status> {
+        match sqe.flags.psdt() {
+            0 => PrpWalk::new(sqe.prp(), len, PAGE, runs).map(DataWalk::Prp),
+            1 | 2 => SglWalk::new(sqe.sgl(), len, direction == Direction::ToHost, runs).map(DataWalk::Sgl),
+            _ => Err(Status::INVALID_FIELD.dnr()),
+        }
+    }
+}
+
+impl Walk for DataWalk {
+    fn wants(&self) -> Option<(u64, usize)> {
+        match self {
+            DataWalk::Prp(walk) => walk.wants(),
+            DataWalk::Sgl(walk) => walk.wants(),
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8], to: &mut Runs) -> Result<(), Status> {
+        match self {
+            DataWalk::Prp(walk) => walk.take(bytes, to),
+            DataWalk::Sgl(walk) => walk.take(bytes, to),
+        }
+    }
+}
+
+impl Transport for Sq {
+    type Command = Fetched;
+
+    fn intercept(
+        &self,
+        queue: &Rc<Queue<Self>>,
+        ticket: Ticket,
+        sqe: &Sqe,
+        _command: &mut Fetched,
+    ) -> Option<Outcome> {
+        match self.qid {
+            0 => super::admin::intercept(&self.function, queue, ticket, sqe),
+            _ => None,
+        }
+    }
+
+    fn data(
+        &self,
+        ticket: Ticket,
+        sqe: &Sqe,
+        command: &mut Fetched,
+        direction: Direction,
+        len: usize,
+    ) -> Data {
+        let access = match direction {
+            Direction::FromHost => Access::Read,
+            Direction::ToHost => Access::Write,
+        };
+        let memory = self.function.memory.borrow();
+        let mut runs = Runs::default();
+        let found = DataWalk::new(sqe, direction, len, &mut runs).and_then(|mut walk| {
+            let sgl = match walk.advance(&memory, &mut runs)? {
+                Step::Done => runs.map(&memory, access)?,
+                Step::Need { .. } => None,
+            };
+            Ok((walk, sgl))
+        });
+        drop(memory);
+        match found {
+            Err(status) => Data::Failed(status),
+            Ok((_, Some(sgl))) => Data::Ready(sgl),
+            Ok((walk, None)) => {
+                let to = staged::begin(&self.function, self.qid, ticket, direction, len, walk, runs);
+                command.staged = Some(to);
+                Data::Later
+            }
+        }
+    }
+
+    fn complete(&self, command: Fetched, completion: Completion) {
+        match command.staged.filter(|_| !completion.data.is_empty()) {
+            Some(to) => {
+                let queue = self.function.queue(self.qid);
+                staged::deliver(&self.function, queue, to, completion, command.reserved);
+            }
+            None => self.post(&completion, command.reserved),
+        }
+    }
+
+    fn closing(&self) {}
+
+    fn closed(&self, queue: &Rc<Queue<Self>>) {
+        self.function.forget_queue(queue);
+    }
+}
