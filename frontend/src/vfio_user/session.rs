@@ -243,12 +243,14 @@ impl Session {
         let Some(file) = self.function.bells.file().filter(|_| space == Space::Bar0) else {
             return info.as_bytes().to_vec().into();
         };
-        info.flags |= MMAP | CAPS;
+        info.flags |= MMAP;
         info.argsz = plain + size_of::<SparseMmap>() as u32;
         if argsz < info.argsz {
-            // Asked again with room for the capability.
+            // It is asked again with room for the capability. Until then the flag is clear: QEMU refuses one without
+            // an offset.
             return info.as_bytes().to_vec().into();
         }
+        info.flags |= CAPS;
         info.cap_offset = plain;
         let sparse = SparseMmap {
             id: 1,
