@@ -29,8 +29,6 @@ pub(super) struct NamespaceChannel {
     waiting: Cell<bool>,
     /// I/O that overlaps a ghost.
     held: RefCell<Vec<Issued>>,
-    /// Blocks that commands taken back by their issuers may still change.
-    ghosts: RefCell<Vec<Range<u64>>>,
     /// I/O that is tried again when the timer fires.
     pausing: RefCell<Vec<Issued>>,
     timer: Cell<bool>,
@@ -47,7 +45,6 @@ impl NamespaceChannel {
             parked: RefCell::default(),
             waiting: Cell::new(false),
             held: RefCell::default(),
-            ghosts: RefCell::default(),
             pausing: RefCell::default(),
             timer: Cell::new(false),
         });
@@ -100,9 +97,7 @@ impl NamespaceChannel {
 
     /// Sends the next command of an I/O, or holds it back for a ghost.
     fn start(&self, mut issued: Issued) -> Result<(), Issued> {
-        let blocks = issued.blocks();
-        let overlaps = |g: &Range<u64>| g.start < blocks.end && blocks.start < g.end;
-        if self.ghosts.borrow().iter().any(overlaps) {
+        if self.namespace.ghosts().hold(&issued.blocks(), || self.shard.handle()) {
             self.held.borrow_mut().push(issued);
             return Ok(());
         }
@@ -137,18 +132,24 @@ impl NamespaceChannel {
 
     /// A command that its issuer took back may still change these blocks.
     pub fn haunt(&self, blocks: Range<u64>) {
-        self.ghosts.borrow_mut().push(blocks);
+        self.namespace.ghosts().add(blocks);
     }
 
     /// What a taken-back command did is known now, or it can do nothing any more.
     pub fn ghost_gone(&self, ghost: &Ghost) {
         let Some(range) = &ghost.range else { return };
-        {
-            let mut ghosts = self.ghosts.borrow_mut();
-            if let Some(at) = ghosts.iter().position(|g| g == range) {
-                ghosts.swap_remove(at);
-            }
+        for shard in self.namespace.ghosts().remove(range) {
+            let remote = self.namespace.remote().clone();
+            shard.run(move |shard| {
+                if let Some(lane) = shard.local::<Lane>(remote.lane_key()) {
+                    lane.look();
+                }
+            });
         }
+    }
+
+    /// Looks anew at what is parked or held back.
+    pub fn look(&self) {
         let held = std::mem::take(&mut *self.held.borrow_mut());
         self.parked.borrow_mut().extend(held);
         self.wake();

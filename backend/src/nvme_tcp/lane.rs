@@ -140,9 +140,9 @@ impl Lane {
         self.pumping.set(false);
     }
 
-    /// Looks at every channel anew: a namespace may be usable again.
+    /// Looks at every channel anew: a namespace may be usable again, a ghost gone.
     pub fn look(&self) {
-        self.each(NamespaceChannel::wake);
+        self.each(NamespaceChannel::look);
         self.pump();
     }
 

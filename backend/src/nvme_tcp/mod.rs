@@ -11,7 +11,7 @@
 //! | `conn`, `admin`, `controller` | a connection; commands of control sequences; from the socket to CSTS.RDY |
 //! | `session`, `scan`, `identity` | the life of an association; what the controller says of itself |
 //! | `discover` | questions to a controller outside any remote |
-//! | `lane`, `channel`, `issued`, `status` | the path of every I/O |
+//! | `lane`, `channel`, `issued`, `ghosts`, `status` | the path of every I/O |
 //!
 //! **While there is no connection** I/O is parked, in order, and nothing fails. What was out on a connection that is lost
 //! is sent again on the next one, in its first order and before everything newer; [`Resend`] says when. The default,
@@ -37,6 +37,7 @@ mod config;
 mod conn;
 mod controller;
 mod discover;
+mod ghosts;
 mod identity;
 mod issued;
 mod lane;

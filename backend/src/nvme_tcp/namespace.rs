@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::{Limits, VolumeStats};
 
+use super::ghosts::Ghosts;
 use super::identity::Identity;
 use super::issued::Spans;
 use super::reason::Reason;
@@ -31,6 +32,7 @@ pub struct RemoteNamespace {
     usable: AtomicBool,
     write_zeroes: AtomicU32,
     deallocate: AtomicU32,
+    ghosts: Ghosts,
     stats: VolumeStats,
 }
 
@@ -49,6 +51,7 @@ impl RemoteNamespace {
             usable: AtomicBool::new(false),
             write_zeroes: AtomicU32::new(1),
             deallocate: AtomicU32::new(1),
+            ghosts: Ghosts::default(),
             stats: VolumeStats::default(),
         }
     }
@@ -96,6 +99,10 @@ impl RemoteNamespace {
 
     pub(super) fn volume_stats(&self) -> &VolumeStats {
         &self.stats
+    }
+
+    pub(super) fn ghosts(&self) -> &Ghosts {
+        &self.ghosts
     }
 
     pub(super) fn remote(&self) -> &Arc<Remote> {

@@ -1,5 +1,6 @@
 //! The initiator against a target that does what a test wants.
 
+mod conformance;
 mod hostile;
 mod io;
 mod reconnect;

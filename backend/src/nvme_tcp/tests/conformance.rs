@@ -1,0 +1,42 @@
+//! The engine's kit over the initiator and an honest target.
+
+use std::cell::RefCell;
+
+use engine::Sim;
+use engine::conformance::{Options, run};
+
+use super::*;
+use crate::nvme_tcp::State;
+
+fn kit(manner: Manner, change: impl Fn(&mut Config)) {
+    let targets = RefCell::new(Vec::new());
+    let make = |sim: &Sim| -> Arc<dyn Volume> {
+        let target = Target::start(manner.clone());
+        let mut config = config(&target);
+        // Virtual time passes while the target thinks.
+        (config.kato, config.connect_timeout) = (Duration::ZERO, Duration::from_secs(1 << 30));
+        change(&mut config);
+        let remote = Remote::start(config, Vec::new(), &sim.handles()).unwrap();
+        assert!(sim.run_until(|| remote.state() == State::Live));
+        targets.borrow_mut().push(target);
+        remote.namespace(1).unwrap()
+    };
+    run("nvme_tcp", make, Options { rounds: 2, ..Options::default() });
+}
+
+#[test]
+fn with_small_pieces() {
+    kit(Manner { r2t: 3000, r2ts: 3, c2h: 5000, maxh2cdata: 4096, ..Manner::default() }, |_| {});
+}
+
+#[test]
+fn with_digests_and_a_small_queue() {
+    kit(Manner { success: false, ..Manner::default() }, |c| {
+        (c.hdgst, c.ddgst, c.queue_size) = (true, true, 4)
+    });
+}
+
+#[test]
+fn with_one_queue_for_both_shards() {
+    kit(Manner { queues: 1, ..Manner::default() }, |_| {});
+}
