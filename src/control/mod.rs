@@ -5,6 +5,9 @@
 
 mod address;
 mod aio;
+pub mod config;
+#[cfg(test)]
+mod double;
 mod encryption;
 mod frontend_nvme;
 mod locks;
@@ -20,8 +23,11 @@ mod qos;
 mod registry;
 mod schema;
 mod secret;
+mod server;
 mod service;
 mod store;
+#[cfg(test)]
+mod tests;
 mod unimplemented;
 mod vault;
 mod volume;
@@ -34,6 +40,7 @@ use registry::Registry;
 use schema::Schema;
 use store::Store;
 
+pub use server::{ServeError, serve};
 pub use service::Control;
 pub use store::StoreError;
 pub use vault::VaultError;

@@ -1,0 +1,215 @@
+//! Objects in a TOML file, declared at start where they do not exist yet.
+//!
+//! A table array for each kind, named as the API names the kind, with the fields of its message, `id`, and `parent`
+//! where the kind has one. The order in the file does not matter.
+//!
+//! ```toml
+//! [[malloc_volumes]]
+//! id = "disk0"
+//! block_size = 4096
+//! blocks_count = 16384
+//!
+//! [[encrypted_volumes]]
+//! id = "crypt0"
+//! volume_name_ref = "disk0"
+//! cipher = "ENCRYPTION_TYPE_AES_XTS_256"
+//! key_file = "/etc/isthmus/crypt0.key"   # 64 bytes; or `key` with the same in base64
+//!
+//! [[nvme_subsystems]]
+//! id = "subsys0"
+//! spec = { nqn = "nqn.2024-01.com.example:disk0" }
+//!
+//! [[nvme_namespaces]]
+//! id = "disk0"
+//! parent = "subsys0"
+//! spec = { volume_name_ref = "crypt0" }
+//! ```
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use prost_reflect::DynamicMessage;
+use toml::{Table, Value};
+use tonic::{Code, Status};
+use zeroize::Zeroizing;
+
+use super::object::Resource as _;
+use super::object::{Kind, Object, with_message};
+use super::service::Control;
+
+/// The order of declaring. Rate limits come before other users of the volume below, so that they hold for all; within
+/// a stage, objects may need each other.
+const STAGES: [&[Kind]; 7] = [
+    &[Kind::Remote],
+    &[Kind::Path],
+    &[Kind::Malloc, Kind::Null, Kind::Aio],
+    &[Kind::Qos, Kind::Encrypted],
+    &[Kind::Subsystem],
+    &[Kind::Namespace],
+    &[Kind::Controller],
+];
+/// Largest key file in bytes.
+const LARGEST_KEY: u64 = 4096;
+/// How long to wait before trying again what a remote target did not answer to.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Why objects of a file cannot be declared.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read, or is not TOML.
+    #[error("{0}")]
+    File(String),
+    /// An object is malformed, or was refused.
+    #[error("{object}: {}", status.message())]
+    Object {
+        /// The table, and the object's identifier.
+        object: String,
+        /// Why.
+        status: Box<Status>,
+    },
+}
+
+impl ConfigError {
+    /// Whether the same may succeed later: a remote target does not answer yet.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, ConfigError::Object { status, .. } if status.code() == Code::Unavailable)
+    }
+}
+
+/// The objects of a file.
+#[derive(Debug)]
+pub struct Config(Vec<Item>);
+
+#[derive(Clone, Debug)]
+struct Item {
+    kind: Kind,
+    id: String,
+    parent: String,
+    object: Object,
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It cannot be read, or says something that no kind of object has; the error names the place.
+    pub fn read(control: &Control, path: &Path) -> Result<Self, ConfigError> {
+        let failed = |e: &dyn std::fmt::Display| ConfigError::File(format!("{}: {e}", path.display()));
+        let text = Zeroizing::new(std::fs::read_to_string(path).map_err(|e| failed(&e))?);
+        let tables: Table = text.parse().map_err(|e| failed(&e))?;
+        let mut items = Vec::new();
+        for (name, tables) in tables {
+            let kinds = STAGES.iter().copied().flatten().copied();
+            let kind = kinds.into_iter().find(|kind| name.strip_suffix('s') == Some(kind.field()));
+            let kind = kind.ok_or_else(|| failed(&format!("`{name}` is not a kind of object")))?;
+            let Value::Array(tables) = tables else {
+                return Err(failed(&format!("`{name}` is not an array: write [[{name}]]")));
+            };
+            for (index, table) in tables.into_iter().enumerate() {
+                let wrong = |status| ConfigError::Object {
+                    object: format!("{}: {name} {}", path.display(), index + 1),
+                    status: Box::new(status),
+                };
+                items.push(item(control, kind, table).map_err(wrong)?);
+            }
+        }
+        Ok(Config(items))
+    }
+
+    /// Declares all objects. Those that exist in the same words stay as they are.
+    ///
+    /// # Errors
+    /// The first object that is refused; those before it are declared.
+    pub async fn apply(&self, control: &Control) -> Result<(), ConfigError> {
+        for stage in STAGES {
+            let of_kind = |kind: &Kind| self.0.iter().filter(|item| item.kind == *kind).collect::<Vec<_>>();
+            let mut pending: Vec<&Item> = stage.iter().flat_map(of_kind).collect();
+            // One after the other, and from the beginning again after each: what is needed may come later.
+            while !pending.is_empty() {
+                let mut refused = None;
+                let mut declared = None;
+                for (index, item) in pending.iter().enumerate() {
+                    match control.create_any(&item.parent, item.object.clone(), &item.id).await {
+                        Ok(()) => declared = Some(index),
+                        Err(status) if status.code() == Code::NotFound => {
+                            refused.get_or_insert((item, status));
+                            continue;
+                        }
+                        Err(status) => refused = Some((item, status)),
+                    }
+                    break;
+                }
+                if let Some(index) = declared {
+                    pending.remove(index);
+                } else if let Some((item, status)) = refused {
+                    let object = format!("{}s {}", item.kind.field(), item.id);
+                    return Err(ConfigError::Object { object, status: Box::new(status) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Declares all objects, and waits for remote targets that do not answer yet.
+    ///
+    /// # Errors
+    /// The first object that is refused for another reason.
+    pub async fn apply_in_time(&self, control: &Control) -> Result<(), ConfigError> {
+        loop {
+            match self.apply(control).await {
+                Err(error) if error.is_transient() => {
+                    tracing::warn!("{error}; it is tried again");
+                    tokio::time::sleep(AGAIN).await;
+                }
+                ended => return ended,
+            }
+        }
+    }
+}
+
+fn item(control: &Control, kind: Kind, table: Value) -> Result<Item, Status> {
+    let wrong = |why: String| Status::invalid_argument(why);
+    let Value::Table(mut table) = table else { return Err(wrong("not a table".into())) };
+    let mut text = |field: &str| match table.remove(field) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(wrong(format!("{field}: not a string"))),
+    };
+    let id = text("id")?.ok_or_else(|| wrong("missing required field: id".into()))?;
+    let parent = match (kind.parent(), text("parent")?) {
+        (Some(kind), Some(parent)) if !parent.contains('/') => format!("{}/{parent}", kind.collection()),
+        (Some(_), parent) => parent.unwrap_or_default(),
+        (None, None) => String::new(),
+        (None, Some(_)) => return Err(wrong("parent: this kind has none".into())),
+    };
+    let secret = match (text("key")?.map(Zeroizing::new), text("key_file")?) {
+        (Some(_), Some(_)) => return Err(wrong("key and key_file exclude each other".into())),
+        (Some(key), None) => {
+            let key = BASE64_STANDARD.decode(key.as_bytes());
+            Some(Zeroizing::new(key.map_err(|_| wrong("key: not base64".into()))?))
+        }
+        (None, Some(file)) => Some(read_key(&file).map_err(|e| wrong(format!("key_file: {file}: {e}")))?),
+        (None, None) => None,
+    };
+    let descriptor = control.registry().schema().message(&kind.message())?;
+    let message = DynamicMessage::deserialize(descriptor, Value::Table(table));
+    let message = message.map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
+    let mut object =
+        kind.decode(&prost::Message::encode_to_vec(&message)).map_err(|e| wrong(e.to_string()))?;
+    if let Some(secret) = secret {
+        let field = with_message!(&mut object, message => message.secret_field());
+        let field = field.ok_or_else(|| wrong("key: this kind has none".into()))?;
+        field.extend_from_slice(&secret);
+    }
+    Ok(Item { kind, id, parent, object })
+}
+
+fn read_key(file: &str) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let mut key = Zeroizing::new(Vec::with_capacity(LARGEST_KEY as usize));
+    File::open(file)?.take(LARGEST_KEY).read_to_end(&mut key)?;
+    Ok(key)
+}

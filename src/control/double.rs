@@ -1,0 +1,212 @@
+//! A data plane for tests: it keeps a log of what it was asked, and refuses what it is told to refuse.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+
+use engine::{Channel, Limits, Shard, Volume, VolumeStats};
+
+use super::plane::*;
+
+/// A volume that has limits and counters alone.
+struct Idle(Limits, VolumeStats);
+
+impl Volume for Idle {
+    fn limits(&self) -> Limits {
+        self.0.clone()
+    }
+
+    fn stats(&self) -> &VolumeStats {
+        &self.1
+    }
+
+    fn open(self: Arc<Self>, _shard: &Shard) -> Rc<dyn Channel> {
+        unreachable!("the control plane does no I/O")
+    }
+}
+
+fn volume(limits: Limits) -> Arc<dyn Volume> {
+    Arc::new(Idle(limits, VolumeStats::default()))
+}
+
+/// The data plane.
+#[derive(Default)]
+pub struct Double {
+    /// What was asked, a line each.
+    pub log: Mutex<Vec<String>>,
+    /// Calls that are refused, by the beginning of their line.
+    pub refuse: Mutex<BTreeSet<String>>,
+    /// Blocks that files and remote namespaces have, by file name or remote controller; none for a remote that does
+    /// not answer.
+    pub sizes: Mutex<BTreeMap<String, u64>>,
+    /// Keys that volumes were made with.
+    pub keys: Mutex<Vec<Vec<u8>>>,
+    /// Namespaces as they were added.
+    pub namespaces: Mutex<Vec<NamespaceConfig>>,
+    /// Paths as they were added.
+    pub paths: Mutex<Vec<PathConfig>>,
+}
+
+impl Double {
+    fn call(&self, line: String) -> PlaneResult<()> {
+        if self.refuse.lock().unwrap().iter().any(|start| line.starts_with(start)) {
+            return Err(PlaneError::new(Failure::Exhausted, format!("{line} is refused")));
+        }
+        self.log.lock().unwrap().push(line);
+        Ok(())
+    }
+
+    /// The log since the last call.
+    pub fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut self.log.lock().unwrap())
+    }
+
+    /// The number of blocks of a file, or of a remote controller's only namespace, number 1.
+    pub fn set_size(&self, of: &str, blocks: u64) {
+        self.sizes.lock().unwrap().insert(of.into(), blocks);
+    }
+
+    fn size(&self, of: &str) -> Option<u64> {
+        self.sizes.lock().unwrap().get(of).copied()
+    }
+}
+
+/// Identity of every remote namespace.
+pub const REMOTE: RemoteNamespace = RemoteNamespace { nsid: 1, uuid: [5; 16], nguid: [6; 16], eui64: [7; 8] };
+
+impl DataPlane for Double {
+    fn firmware_revision(&self) -> String {
+        "1.0".into()
+    }
+
+    fn malloc(&self, block_size: u32, blocks: u64) -> PlaneResult<Arc<dyn Volume>> {
+        self.call(format!("malloc {block_size} {blocks}"))?;
+        Ok(volume(Limits::full(block_size, blocks)))
+    }
+
+    fn null(&self, block_size: u32, blocks: u64) -> PlaneResult<Arc<dyn Volume>> {
+        self.call(format!("null {block_size} {blocks}"))?;
+        Ok(volume(Limits::full(block_size, blocks)))
+    }
+
+    fn aio(&self, file: &Path, block_size: u32, blocks: u64) -> PlaneResult<Arc<dyn Volume>> {
+        let file = file.to_str().unwrap();
+        let has = self
+            .size(file)
+            .ok_or_else(|| PlaneError::new(Failure::Invalid, format!("{file}: no such file")))?;
+        self.call(format!("aio {file} {block_size} {blocks}"))?;
+        Ok(volume(Limits::full(block_size, if blocks == 0 { has } else { blocks.min(has) })))
+    }
+
+    fn crypt(&self, below: Arc<dyn Volume>, key: &[u8]) -> PlaneResult<Arc<dyn Volume>> {
+        self.call(format!("crypt {}", below.limits().blocks))?;
+        self.keys.lock().unwrap().push(key.to_vec());
+        Ok(volume(below.limits()))
+    }
+
+    fn qos(&self, below: Arc<dyn Volume>, maxima: &Maxima) -> PlaneResult<Arc<dyn Volume>> {
+        self.call(format!("qos {} {}", below.limits().blocks, maxima.rw_iops_kiops))?;
+        Ok(volume(below.limits()))
+    }
+
+    fn set_maxima(&self, _volume: &Arc<dyn Volume>, maxima: &Maxima) -> PlaneResult<()> {
+        self.call(format!("set_maxima {}", maxima.rw_iops_kiops))
+    }
+
+    fn close_volume(&self, volume: Arc<dyn Volume>) -> PlaneResult<()> {
+        self.call(format!("close {}", volume.limits().blocks))
+    }
+
+    fn create_subsystem(&self, subsystem: &str, config: &SubsystemConfig) -> PlaneResult<()> {
+        self.call(format!("subsystem {subsystem} {} {}", config.nqn, config.serial))
+    }
+
+    fn delete_subsystem(&self, subsystem: &str) -> PlaneResult<()> {
+        self.call(format!("delete subsystem {subsystem}"))
+    }
+
+    fn add_namespace(&self, subsystem: &str, namespace: &NamespaceConfig) -> PlaneResult<()> {
+        let (nsid, blocks) = (namespace.nsid, namespace.volume.limits().blocks);
+        self.call(format!("namespace {subsystem} {nsid} {blocks}"))?;
+        self.namespaces.lock().unwrap().push(namespace.clone());
+        Ok(())
+    }
+
+    fn remove_namespace(&self, subsystem: &str, nsid: u32) -> PlaneResult<()> {
+        self.call(format!("remove namespace {subsystem} {nsid}"))
+    }
+
+    fn namespace_counters(&self, _subsystem: &str, _nsid: u32) -> PlaneResult<Counters> {
+        let mut counters = Counters::default();
+        counters.read.ops = 2;
+        Ok(counters)
+    }
+
+    fn add_controller(
+        &self,
+        subsystem: &str,
+        controller: &str,
+        config: &ControllerConfig,
+    ) -> PlaneResult<Option<u16>> {
+        self.call(format!("controller {subsystem} {controller}"))?;
+        Ok((config.endpoint == Endpoint::Pcie).then(|| config.cntlid.unwrap_or(9)))
+    }
+
+    fn remove_controller(&self, subsystem: &str, controller: &str) -> PlaneResult<()> {
+        self.call(format!("remove controller {subsystem} {controller}"))
+    }
+
+    fn controller_counters(&self, _subsystem: &str, _controller: &str) -> PlaneResult<Counters> {
+        Ok(Counters::default())
+    }
+
+    fn create_remote(&self, remote: &str, _config: &RemoteConfig) -> PlaneResult<()> {
+        self.call(format!("remote {remote}"))
+    }
+
+    fn delete_remote(&self, remote: &str) -> PlaneResult<()> {
+        self.call(format!("delete remote {remote}"))
+    }
+
+    fn add_path(&self, remote: &str, path: &str, config: &PathConfig) -> PlaneResult<()> {
+        self.call(format!("path {remote} {path}"))?;
+        self.paths.lock().unwrap().push(config.clone());
+        Ok(())
+    }
+
+    fn remove_path(&self, remote: &str, path: &str) -> PlaneResult<()> {
+        self.call(format!("remove path {remote} {path}"))
+    }
+
+    fn reset_remote(&self, remote: &str) -> PlaneResult<()> {
+        self.call(format!("reset {remote}"))
+    }
+
+    fn remote_connected(&self, remote: &str) -> bool {
+        self.size(remote).is_some()
+    }
+
+    fn remote_namespaces(&self, remote: &str) -> PlaneResult<Vec<RemoteNamespace>> {
+        match self.size(remote) {
+            Some(_) => Ok(vec![REMOTE]),
+            None => Err(PlaneError::new(Failure::Unavailable, format!("{remote} does not answer"))),
+        }
+    }
+
+    fn remote_volume(
+        &self,
+        remote: &str,
+        nsid: u32,
+        promised: Option<&Promised>,
+    ) -> PlaneResult<Arc<dyn Volume>> {
+        self.call(format!("remote volume {remote} {nsid} {}", promised.is_some()))?;
+        match promised {
+            Some(promised) => {
+                assert_eq!(promised.identity, REMOTE);
+                Ok(volume(promised.limits.clone()))
+            }
+            None => Ok(volume(Limits::full(512, self.size(remote).unwrap()))),
+        }
+    }
+}

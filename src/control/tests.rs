@@ -1,0 +1,1 @@
+//! The control plane over a data plane that only keeps a log.
