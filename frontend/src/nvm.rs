@@ -8,8 +8,6 @@ use nvme_proto::{Sqe, Status};
 
 /// Bytes of one Dataset Management range.
 pub(crate) const RANGE_LEN: usize = 16;
-/// Ranges of a Dataset Management command at most (NR is eight bits, zero-based).
-pub(crate) const MAX_RANGES: usize = 256;
 
 /// An operation on a run of blocks, checked against the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +200,6 @@ mod tests {
         assert_eq!(ranges(&data, &limits), Err(Status::LBA_OUT_OF_RANGE.dnr()));
         assert!(ranges(&range(u64::MAX, u32::MAX), &limits).is_err());
         let all = Sqe { cdw10: 255, cdw11: AD, ..command(NvmOpcode::DatasetManagement, 0, 0) };
-        assert_eq!(parse(&all, &limits, 0), Ok(Command::Deallocate(MAX_RANGES)));
+        assert_eq!(parse(&all, &limits, 0), Ok(Command::Deallocate(nvme_proto::nvm::DSM_RANGES_MAX)));
     }
 }

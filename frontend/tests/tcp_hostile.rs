@@ -1,5 +1,6 @@
 //! Hosts that do not keep to the specification: what they are told, and that nobody else notices.
 //! Tests are named after the part of the catalogue of hostile input that they cover.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 

@@ -13,6 +13,9 @@ use crate::queue::{AdminQueue, Outcome, Reply, Ticket};
 impl Controller {
     /// Executes an admin command; `queue` is answered later where the outcome says so.
     pub fn admin(self: &Rc<Self>, queue: Rc<dyn AdminQueue>, ticket: Ticket, sqe: &Sqe) -> Outcome {
+        if !self.is_ready() {
+            return self.refuse(sqe, Status::COMMAND_SEQUENCE_ERROR);
+        }
         if sqe.flags.fuse() != 0 {
             return self.refuse(sqe, Status::INVALID_FIELD);
         }

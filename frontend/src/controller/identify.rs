@@ -5,7 +5,7 @@ use nvme_proto::identify::{
     Cmic, Cns, CommandSet, ControllerList, ControllerType, Ctratt, Dlfeat, EntrySizes, Frmw, IDENTIFY_LEN,
     IdentifyCdw10, IdentifyCdw11, IdentifyController, IdentifyNamespace, IndependentNamespace, LbaFormat,
     Lpa, NSID_ALL, NSID_MAX, NamespaceIdDescriptor, NamespaceIdType, Nmic, Nsfeat, NvmIdentifyController,
-    NvmIdentifyNamespace, Oacs, Oaes, Oncs, Sgls, Vwc, ascii,
+    NvmIdentifyNamespace, Oacs, Oaes, Ofcs, Oncs, Sgls, Vwc, ascii,
 };
 use nvme_proto::register::Vs;
 use nvme_proto::zerocopy::{FromZeros, IntoBytes};
@@ -130,13 +130,15 @@ impl Controller {
         id.elpe_z = ERRORS_Z;
         id.maxcmd = self.config.max_queue_entries;
         id.subnqn = subsystem.nqn().to_field();
-        id.sgls = Sgls::new().with_support(1).with_offset(fabrics).with_transport(fabrics);
+        id.sgls =
+            Sgls::new().with_support(1).with_offset(fabrics).with_transport(fabrics).with_longer(fabrics);
         if fabrics {
             // In 100 ms.
             id.kas = 10;
             id.ioccsz = self.config.ioccsz;
             id.iorcsz = 1;
             id.msdbd = 1;
+            id.ofcs = Ofcs::new().with_disconnect(!discovery);
         }
         if discovery {
             return id;

@@ -96,7 +96,9 @@ impl Controller {
             at >= r.offset && end.is_some_and(|end| end <= r.offset + r.width)
         };
         let Some(r) = REGISTERS.iter().find(covers) else { return };
-        let Some(set) = r.set.filter(|_| at % 4 == 0 && matches!(bytes.len(), 4 | 8)) else { return };
+        let Some(set) = r.set.filter(|_| at.is_multiple_of(4) && matches!(bytes.len(), 4 | 8)) else {
+            return;
+        };
         let mut value = (r.get)(self).to_le_bytes();
         let from = (at - r.offset) as usize;
         value[from..from + bytes.len()].copy_from_slice(bytes);

@@ -176,7 +176,7 @@ impl Subsystem {
         state.allowed_hosts.is_empty() || state.allowed_hosts.contains(hostnqn)
     }
 
-    /// Adds a namespace; live controllers see it at once and tell their hosts.
+    /// Adds a namespace. Hosts are told when every shard has it.
     ///
     /// # Errors
     /// The NSID is in use or out of range.
@@ -234,17 +234,17 @@ impl Subsystem {
         state.view = view.clone();
         // Sent under the lock: shards hear of changes in their order.
         let key = self.key();
+        let news = Arc::new(News { subsystem: self.clone(), nsid });
         for shard in &self.shards {
-            let (view, gone) = (view.clone(), gone.clone());
+            let (view, gone, news) = (view.clone(), gone.clone(), news.clone());
             shard.run(move |shard| {
                 if let Some(local) = shard.local::<Local>(key) {
                     local.update(view, gone);
                 }
+                drop(news);
             });
         }
-        for controller in state.controllers.values() {
-            controller.namespace_changed(nsid);
-        }
+        drop(state);
         Ok(())
     }
 
@@ -311,6 +311,20 @@ impl Subsystem {
             });
         }
         drain
+    }
+}
+
+/// Word of a namespace that came, went or changed: when the last shard has let go of it, all know, and so may hosts.
+struct News {
+    subsystem: Arc<Subsystem>,
+    nsid: u32,
+}
+
+impl Drop for News {
+    fn drop(&mut self) {
+        for controller in self.subsystem.controllers() {
+            controller.namespace_changed(self.nsid);
+        }
     }
 }
 

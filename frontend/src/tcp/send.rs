@@ -60,14 +60,12 @@ impl Sender {
     }
 
     /// Adds a PDU: `header` with its common header filled but for lengths and digest flags, and its data.
-    pub fn pdu<H: IntoBytes + Immutable>(
+    pub fn pdu<H: FromBytes + IntoBytes + Immutable>(
         &mut self,
         mut header: H,
         data: Option<(Sgl, Option<Lease>)>,
         agreed: Agreed,
-    ) where
-        H: FromBytes,
-    {
+    ) {
         let mut raw = [0u8; LONGEST];
         let hlen = size_of::<H>();
         let hdgst = if agreed.hdgst { DIGEST_LEN } else { 0 };

@@ -1,5 +1,5 @@
 //! A host by hand: bytes over a loopback socket, made from the specification's structures alone.
-#![allow(dead_code)] // each test uses its share
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)] // each test uses its share
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
