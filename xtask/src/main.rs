@@ -1,6 +1,7 @@
 //! `cargo xtask`: fetches the real peers that Isthmus is tested against, and runs the tests.
 #![forbid(unsafe_code)]
 
+mod figures;
 mod peers;
 mod process;
 mod report;
@@ -41,6 +42,8 @@ enum Command {
     },
     /// Only rustfmt and clippy, as `test` runs them first.
     Lint,
+    /// Takes first figures of the release build on this machine and prints docs/performance.md's table.
+    Figures(figures::Options),
     /// Only fetches the peers; prints the directory that ISTHMUS_PEERS has to name.
     Peers,
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Test => suite::test(suite::Extent::Test),
         Command::Soak { seed } => suite::test(suite::Extent::Soak { seed: seed.unwrap_or_else(clock) }),
         Command::Lint => suite::lint(),
+        Command::Figures(options) => suite::figures(&options),
         Command::Peers => suite::peers(),
     };
     match outcome {

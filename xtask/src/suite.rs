@@ -46,6 +46,13 @@ pub fn lint() -> Result<bool> {
     Ok(finish(&report))
 }
 
+/// Builds the program and takes its figures.
+pub fn figures(options: &crate::figures::Options) -> Result<bool> {
+    run(cargo().args(["build", "--release", "--package", "isthmus"]))?;
+    crate::figures::figures(&target_directory()?.join("release/isthmus"), options)?;
+    Ok(true)
+}
+
 /// Fetches the peers and prints their directory, alone on standard output.
 pub fn peers() -> Result<bool> {
     let mut report = Report::new();
