@@ -138,6 +138,23 @@ fn sockets_connect_are_accepted_and_polled() {
 }
 
 #[test]
+fn a_connection_that_nobody_waits_for_any_more_is_closed() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let sim = Sim::new(1).unwrap();
+    let task = sim.on(0, |shard| {
+        let accept = shard.ring().run(RingOp::Accept { fd: Arc::new(listener.into()) });
+        shard.spawn(async move { drop(accept.await) })
+    });
+    sim.run_until(|| true);
+    drop(task);
+    let mut client = std::net::TcpStream::connect(addr).unwrap();
+    client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+    assert!(sim.run_until(|| sim.on(0, |shard| shard.ring().in_flight()) == 0));
+    assert_eq!(std::io::Read::read(&mut client, &mut [0]).unwrap(), 0);
+}
+
+#[test]
 fn a_file_says_what_direct_io_asks() {
     let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
     if let Some(asked) = direct_alignment(std::os::fd::AsFd::as_fd(&file)) {

@@ -4,12 +4,13 @@
 
 mod file;
 mod op;
+mod setup;
 mod socket;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use slab::Slab;
 
 pub use file::{DirectAlignment, direct_alignment};
 pub use op::{Completion, Fd, RingOp};
+pub use setup::MINIMUM_KERNEL;
 pub use socket::{MAX_FDS, receive_with_fds, send_with_fds};
 
 use op::Slot;
@@ -52,14 +54,12 @@ pub struct Ring {
     waiting: RefCell<VecDeque<usize>>,
     cancels: RefCell<Vec<OpId>>,
     in_flight: Cell<usize>,
-    unsubmitted: Cell<bool>,
-    bell: Cell<Option<RawFd>>,
+    bell: RefCell<Option<Fd>>,
+    /// The kernel watches the bell.
+    armed: Cell<bool>,
     seq: Cell<u64>,
     reaped: RefCell<Vec<(u64, i32)>>,
 }
-
-/// What this process needs of the kernel.
-pub const MINIMUM_KERNEL: &str = "5.19";
 
 impl Ring {
     /// A new ring on this thread.
@@ -67,23 +67,7 @@ impl Ring {
     /// # Errors
     /// Where the kernel refuses io_uring, the error says what refused it and what to change.
     pub fn new() -> io::Result<Self> {
-        let build = |flags: bool| {
-            let mut b = IoUring::builder();
-            b.setup_clamp().setup_cqsize(ENTRIES * 8);
-            if flags {
-                b.setup_coop_taskrun().setup_taskrun_flag().setup_single_issuer();
-            }
-            b.build(ENTRIES)
-        };
-        let uring = build(true)
-            .or_else(|e| if e.raw_os_error() == Some(libc::EINVAL) { build(false) } else { Err(e) });
-        let uring = uring.map_err(|e| explain(&e))?;
-        let p = uring.params();
-        if !(p.is_feature_ext_arg() && p.is_feature_nodrop() && p.is_feature_fast_poll()) {
-            return Err(io::Error::other(format!(
-                "this kernel's io_uring is too old: Linux {MINIMUM_KERNEL} or later is needed"
-            )));
-        }
+        let uring = setup::build(ENTRIES)?;
         Ok(Ring {
             uring: RefCell::new(uring),
             slots: RefCell::default(),
@@ -91,8 +75,8 @@ impl Ring {
             waiting: RefCell::default(),
             cancels: RefCell::default(),
             in_flight: Cell::new(0),
-            unsubmitted: Cell::new(false),
-            bell: Cell::new(None),
+            bell: RefCell::default(),
+            armed: Cell::new(false),
             seq: Cell::new(0),
             reaped: RefCell::default(),
         })
@@ -143,16 +127,11 @@ impl Ring {
         // SAFETY: what the entry points to is in a slot (boxed, so it does not move) or lasts for ever, and stays
         // there until the completion is reaped.
         if unsafe { uring.submission().push(entry) }.is_ok() {
-            self.unsubmitted.set(true);
             return true;
         }
         let _ = uring.submit();
         // SAFETY: as above.
-        let pushed = unsafe { uring.submission().push(entry) }.is_ok();
-        if pushed {
-            self.unsubmitted.set(true);
-        }
-        pushed
+        unsafe { uring.submission().push(entry) }.is_ok()
     }
 
     /// Tells clients what ended. Whether anything did.
@@ -171,7 +150,7 @@ impl Ring {
         for (user_data, result) in reaped.drain(..) {
             match user_data {
                 CANCEL | TIMEOUT => continue,
-                BELL => self.arm_bell(),
+                BELL => self.rang(),
                 key => self.finish(key as usize, result),
             }
             any = true;
@@ -204,6 +183,11 @@ impl Ring {
             }
             self.waiting.borrow_mut().pop_front();
         }
+        self.arm_bell();
+        if !self.waiting.borrow().is_empty() {
+            // A cancel would overtake its operation, and find nothing.
+            return;
+        }
         let cancels = std::mem::take(&mut *self.cancels.borrow_mut());
         for id in cancels {
             // By now it may have ended, and another may have its slot.
@@ -222,33 +206,42 @@ impl Ring {
         if !self.cancels.borrow().is_empty() {
             self.push_waiting();
         }
-        if !self.unsubmitted.replace(false) {
+        let mut uring = self.uring.borrow_mut();
+        if uring.submission().is_empty() {
             return false;
         }
-        if self.uring.borrow().submit().is_err() {
-            // EBUSY or EAGAIN: what was not taken stays queued and goes with the next turn.
-            self.unsubmitted.set(true);
-        }
+        // EBUSY or EAGAIN: what was not taken stays queued and goes with the next turn.
+        let _ = uring.submit();
         true
     }
 
     /// Watches an eventfd: when it becomes readable, [`Ring::wait`] returns.
-    pub(crate) fn watch(&self, bell: RawFd) {
-        self.bell.set(Some(bell));
+    pub(crate) fn watch(&self, bell: Fd) {
+        self.bell.replace(Some(bell));
         self.arm_bell();
     }
 
     fn arm_bell(&self) {
-        if let Some(fd) = self.bell.get() {
+        let Some(fd) = self.bell.borrow().as_ref().map(AsRawFd::as_raw_fd) else { return };
+        if !self.armed.get() {
             let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).build().user_data(BELL);
-            let _ = self.push_entry(&entry);
+            self.armed.set(self.push_entry(&entry));
         }
+    }
+
+    /// The bell rang, perhaps long after the shard woke for another reason: it is silenced here, where every ring of
+    /// it arrives, or it would ring in every turn from now on.
+    fn rang(&self) {
+        self.armed.set(false);
+        if let Some(bell) = &*self.bell.borrow() {
+            let _ = nix::unistd::read(bell, &mut [0; 8]);
+        }
+        self.arm_bell();
     }
 
     /// Hands the batch over and waits for a completion, at most for `timeout`.
     pub(crate) fn wait(&self, timeout: Option<Duration>) {
         self.push_waiting();
-        self.unsubmitted.set(false);
         let uring = self.uring.borrow();
         let _ = match timeout {
             None => uring.submit_and_wait(1),
@@ -261,7 +254,7 @@ impl Ring {
 
     /// Cancels everything and waits until the kernel has let go of it. Clients still hear of each end.
     pub(crate) fn drain(&self) {
-        self.bell.set(None);
+        self.bell.take();
         for _ in 0..1000 {
             if self.in_flight() == 0 {
                 return;
@@ -285,25 +278,24 @@ impl Drop for Ring {
     }
 }
 
-fn explain(e: &io::Error) -> io::Error {
-    let cure = match e.raw_os_error() {
-        Some(libc::EPERM) => match std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
-            .as_deref()
-            .map(str::trim)
-        {
-            Ok("2") => "kernel.io_uring_disabled is 2: set it to 0 (sysctl -w kernel.io_uring_disabled=0)",
-            Ok("1") => {
-                "kernel.io_uring_disabled is 1: set it to 0, or run in the group of kernel.io_uring_group, or with CAP_SYS_ADMIN"
-            }
-            _ => {
-                "a seccomp filter refuses it: allow io_uring_setup, io_uring_enter and io_uring_register (in a container: a seccomp profile that has them)"
-            }
-        },
-        Some(libc::ENOSYS) => "this kernel has none: Linux 5.19 or later with CONFIG_IO_URING is needed",
-        Some(libc::ENOMEM) => {
-            "locked memory is exhausted: raise RLIMIT_MEMLOCK (LimitMEMLOCK= in a systemd unit)"
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+
+    use super::*;
+
+    #[test]
+    fn a_bell_rings_once_however_late() {
+        let ring = Ring::new().unwrap();
+        let bell: Fd = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap().into());
+        ring.watch(bell.clone());
+        for _ in 0..3 {
+            ring.submit();
+            assert!(!ring.reap());
+            nix::unistd::write(&bell, &1u64.to_ne_bytes()).unwrap();
+            assert!(ring.reap(), "it is watched");
         }
-        _ => return io::Error::new(e.kind(), format!("io_uring_setup: {e}")),
-    };
-    io::Error::new(e.kind(), format!("io_uring is not available ({e}): {cure}"))
+    }
 }

@@ -1,6 +1,6 @@
 //! Operations, and the slots that own what the kernel uses.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -134,7 +134,8 @@ pub(super) struct Slot {
     cookie: u64,
     seq: u64,
     iovecs: Vec<libc::iovec>,
-    msghdr: libc::msghdr,
+    /// The kernel writes it while the slot may be looked at.
+    msghdr: UnsafeCell<libc::msghdr>,
     addr: Option<socket2::SockAddr>,
 }
 
@@ -147,7 +148,7 @@ impl Default for Slot {
             seq: 0,
             iovecs: Vec::new(),
             // SAFETY: an all-zero msghdr is valid: no name, no buffers, no control data.
-            msghdr: unsafe { std::mem::zeroed() },
+            msghdr: UnsafeCell::new(unsafe { std::mem::zeroed() }),
             addr: None,
         }
     }
@@ -179,8 +180,9 @@ impl Slot {
             Some(RingOp::Connect { addr, .. }) => self.addr = Some((*addr).into()),
             _ => {}
         }
-        self.msghdr.msg_iov = self.iovecs.as_mut_ptr();
-        self.msghdr.msg_iovlen = self.iovecs.len();
+        let msghdr = self.msghdr.get_mut();
+        msghdr.msg_iov = self.iovecs.as_mut_ptr();
+        msghdr.msg_iovlen = self.iovecs.len();
     }
 
     pub(super) fn seq(&self) -> u64 {
@@ -188,7 +190,7 @@ impl Slot {
     }
 
     /// The entry for the kernel; it points into this slot.
-    pub(super) fn entry(&mut self) -> squeue::Entry {
+    pub(super) fn entry(&self) -> squeue::Entry {
         let fd = |fd: &Fd| types::Fd(fd.as_raw_fd());
         let (iov, n) = (self.iovecs.as_ptr(), self.iovecs.len() as u32);
         let one = (self.iovecs.len() == 1).then(|| (self.iovecs[0].iov_base, self.iovecs[0].iov_len as u32));
@@ -208,11 +210,11 @@ impl Slot {
             }
             Some(RingOp::Receive { fd: f, .. }) => match one {
                 Some((base, len)) => opcode::Recv::new(fd(f), base.cast(), len).build(),
-                None => opcode::RecvMsg::new(fd(f), &raw mut self.msghdr).build(),
+                None => opcode::RecvMsg::new(fd(f), self.msghdr.get()).build(),
             },
             Some(RingOp::Send { fd: f, .. }) => {
                 let flags = libc::MSG_NOSIGNAL as u32;
-                opcode::SendMsg::new(fd(f), &raw const self.msghdr).flags(flags).build()
+                opcode::SendMsg::new(fd(f), self.msghdr.get()).flags(flags).build()
             }
             Some(RingOp::Accept { fd: f }) => {
                 let flags = libc::SOCK_CLOEXEC;
@@ -247,6 +249,13 @@ impl RingClient for Waiter {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+}
+
+/// Nobody waits any more: a connection that was accepted meanwhile is closed.
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        drop(self.got.take().map(Completion::accepted));
     }
 }
 

@@ -1,7 +1,6 @@
 //! What other threads ask of a shard: closures, run in its next turn.
 
 use std::cell::Cell;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -9,6 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::Shard;
+use crate::ring::Fd;
 
 type Message = Box<dyn FnOnce(&Shard) + Send>;
 
@@ -22,7 +22,7 @@ pub struct ShardHandle {
 
 struct Bell {
     asleep: AtomicBool,
-    event: EventFd,
+    event: Fd,
 }
 
 impl ShardHandle {
@@ -38,7 +38,7 @@ impl ShardHandle {
         }
         fence(Ordering::SeqCst);
         if self.wake.asleep.swap(false, Ordering::SeqCst) {
-            let _ = self.wake.event.write(1);
+            let _ = nix::unistd::write(&self.wake.event, &1u64.to_ne_bytes());
         }
     }
 
@@ -69,7 +69,7 @@ impl Inbox {
     pub(super) fn new(id: usize) -> std::io::Result<Self> {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (to, from) = channel();
-        let wake = Arc::new(Bell { asleep: AtomicBool::new(false), event });
+        let wake = Arc::new(Bell { asleep: AtomicBool::new(false), event: Arc::new(event.into()) });
         Ok(Inbox { id, from, to, next: Cell::new(None), wake })
     }
 
@@ -103,8 +103,8 @@ impl Inbox {
     }
 
     /// The descriptor that becomes readable when a message comes for a sleeping shard.
-    pub(super) fn bell(&self) -> RawFd {
-        self.wake.event.as_raw_fd()
+    pub(super) fn bell(&self) -> Fd {
+        self.wake.event.clone()
     }
 
     /// Before the last look: from now on messages ring the bell.
@@ -113,10 +113,8 @@ impl Inbox {
         fence(Ordering::SeqCst);
     }
 
+    /// A ring of the bell may still be on its way: the shard's ring silences it whenever it comes.
     pub(super) fn disarm(&self) {
-        if !self.wake.asleep.swap(false, Ordering::SeqCst) {
-            // Somebody rang. If the ring of the bell is still on its way, it wakes the next sleep for nothing.
-            let _ = self.wake.event.read();
-        }
+        self.wake.asleep.store(false, Ordering::SeqCst);
     }
 }
