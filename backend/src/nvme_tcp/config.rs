@@ -42,7 +42,7 @@ pub struct Config {
     /// KATO. The remote gives the association up when it hears nothing for so long; this side when a Keep Alive is not
     /// answered for so long. A third of it passes between two. Zero for none.
     pub kato: Duration,
-    /// How long each attempt to connect may take.
+    /// How long each step of an attempt to connect may take.
     pub connect_timeout: Duration,
     /// The pause before the second attempt; it doubles with each.
     pub first_pause: Duration,

@@ -74,30 +74,24 @@ impl<T> Mailbox<T> {
     }
 }
 
-/// What `future` gives, if it does before `other` ends; then `future` is dropped.
-pub(super) async fn unless<T>(other: impl Future<Output = ()>, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = std::pin::pin!(future);
-    let mut other = std::pin::pin!(other);
-    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
-        Poll::Ready(value) => Poll::Ready(Some(value)),
-        Poll::Pending => other.as_mut().poll(cx).map(|()| None),
-    })
-    .await
-}
-
-/// What `future` gives, if it does within `time`.
-pub(super) async fn within<T>(shard: &Shard, time: Duration, future: impl Future<Output = T>) -> Option<T> {
-    unless(shard.sleep(time), future).await
-}
-
-/// Runs two futures to their ends.
-pub(super) async fn both(a: impl Future<Output = ()>, b: impl Future<Output = ()>) {
+/// What the first of two futures to end gives; the other is dropped.
+pub(super) async fn either<T>(a: impl Future<Output = T>, b: impl Future<Output = T>) -> T {
     let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
-    let (mut a_done, mut b_done) = (false, false);
-    std::future::poll_fn(|cx| {
-        a_done = a_done || a.as_mut().poll(cx).is_ready();
-        b_done = b_done || b.as_mut().poll(cx).is_ready();
-        if a_done && b_done { Poll::Ready(()) } else { Poll::Pending }
+    std::future::poll_fn(|cx| match a.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(value),
+        Poll::Pending => b.as_mut().poll(cx),
     })
     .await
+}
+
+/// What `future` gives, if it does within `time` ([`Duration::MAX`]: however long it takes); else it is dropped.
+pub(super) async fn within<T>(shard: &Shard, time: Duration, future: impl Future<Output = T>) -> Option<T> {
+    let late = async {
+        if time == Duration::MAX {
+            return std::future::pending().await;
+        }
+        shard.sleep(time).await;
+        None
+    };
+    either(async { Some(future.await) }, late).await
 }

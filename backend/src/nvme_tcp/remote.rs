@@ -39,8 +39,6 @@ pub(super) enum Event {
     Close,
     /// The controller noticed a change.
     Notice,
-    /// The admin connection of an association is gone.
-    AdminDown(u64, Reason),
 }
 
 struct Shared {

@@ -1,6 +1,7 @@
 //! The life of a remote on its home shard: connect, identify, keep alive, and again.
 
 use std::cell::{Cell, RefCell};
+use std::future::pending;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::controller::Controller;
 use super::identity::ControllerFacts;
 use super::lane::{Association, Lane};
 use super::namespace::Pin;
-use super::promise::{Mailbox, Promise, both, unless, within};
+use super::promise::{Mailbox, Promise, either, within};
 use super::reason::Reason;
 use super::remote::{Event, Remote, State};
 use super::scan;
@@ -25,8 +26,6 @@ use super::scan;
 const MAX_IN_CAPSULE: u64 = 1 << 20;
 /// The least time between two asynchronous events that are heeded: a remote cannot keep the shard busy with them.
 const EVENT_PAUSE: Duration = Duration::from_millis(100);
-/// Between two Keep Alives when there are none.
-const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long a controller has to say goodbye.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
@@ -66,7 +65,7 @@ impl Session {
         });
         let theirs = inner.clone();
         let task = shard.spawn(async move {
-            unless(theirs.close.wait(), theirs.run()).await;
+            either(theirs.close.wait(), theirs.run()).await;
             let controller = theirs.controller.take();
             if let Some(controller) = controller {
                 within(&theirs.shard, SHUTDOWN, controller.shut_down()).await;
@@ -113,6 +112,7 @@ impl Inner {
         }
     }
 
+    /// Never ends by itself.
     async fn run(&self) {
         let config = self.remote.config();
         let (mut pause, mut was_live) = (config.first_pause, false);
@@ -189,59 +189,50 @@ impl Inner {
     /// Keeps an association alive; why it ended.
     async fn serve(&self, facts: &ControllerFacts) -> Reason {
         let Some(controller) = self.controller.borrow().clone() else { return Reason::Closed };
-        let (config, conn) = (self.remote.config(), &controller.conn);
-        let events = self.listen(&controller, facts);
-        let died = async {
-            let reason = conn.closed.wait().await;
-            self.mailbox.push(Event::AdminDown(self.generation.get(), reason));
-        };
-        let work = async {
-            let interval = if config.kato.is_zero() { NEVER } else { config.kato / 3 };
-            let mut due = self.shard.now();
-            loop {
-                let wait = Duration::from_nanos(due.saturating_sub(self.shard.now()));
-                let Some(event) = within(&self.shard, wait, self.mailbox.next()).await else {
-                    let answer = within(&self.shard, config.kato, admin::keep_alive(conn)).await;
-                    if let Err(reason) = answer.unwrap_or(Err(Reason::Timeout("Keep Alive"))) {
-                        return reason;
-                    }
-                    due = self
-                        .shard
-                        .now()
-                        .saturating_add(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX));
-                    continue;
-                };
-                let current = self.generation.get();
-                match event {
-                    Event::LaneDown(g, reason) | Event::AdminDown(g, reason) if g == current => {
-                        return reason;
-                    }
-                    Event::Reset => return Reason::Reset,
-                    Event::Notice => {
-                        if let Err(reason) = self.look_again(&controller, facts).await {
-                            return reason;
-                        }
-                    }
-                    _ => {}
-                }
-            }
-        };
-        // The loop alone ends; the others feed its mailbox.
-        let feeding = async {
-            both(events, died).await;
-            std::future::pending().await
-        };
-        unless(feeding, work).await.unwrap_or(Reason::Closed)
+        let alive = either(controller.conn.closed.wait(), self.keep_alive(&controller));
+        let heed = either(self.heed(&controller, facts), self.listen(&controller, facts));
+        either(alive, heed).await
     }
 
-    /// Puts the controller's events into the mailbox.
-    async fn listen(&self, controller: &Controller, facts: &ControllerFacts) {
+    /// Sends Keep Alives until one is not answered.
+    async fn keep_alive(&self, controller: &Controller) -> Reason {
+        let kato = self.remote.config().kato;
+        if kato.is_zero() {
+            return pending().await;
+        }
+        loop {
+            self.shard.sleep(kato / 3).await;
+            let answer = within(&self.shard, kato, admin::keep_alive(&controller.conn)).await;
+            if let Err(reason) = answer.unwrap_or(Err(Reason::Timeout("Keep Alive"))) {
+                return reason;
+            }
+        }
+    }
+
+    /// Does what the mailbox says until it says that the association is over.
+    async fn heed(&self, controller: &Controller, facts: &ControllerFacts) -> Reason {
+        loop {
+            match self.mailbox.next().await {
+                Event::LaneDown(generation, reason) if generation == self.generation.get() => return reason,
+                Event::Reset => return Reason::Reset,
+                Event::Notice => {
+                    if let Err(reason) = self.look_again(controller, facts).await {
+                        return reason;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Puts the controller's events into the mailbox; never ends.
+    async fn listen(&self, controller: &Controller, facts: &ControllerFacts) -> Reason {
         let wanted = aen::AsyncEventConfiguration::new()
             .with_nan(facts.identify.oaes.nsan())
             .with_anacn(facts.identify.oaes.anacn());
         // A controller that has no notices is scanned when it is connected, and then never.
         if admin::set_events(&controller.conn, wanted).await.is_err() {
-            return;
+            return pending().await;
         }
         while let Ok(event) = admin::next_event(&controller.conn).await {
             if event.event_type() == aen::EventType::Notice {
@@ -249,6 +240,7 @@ impl Inner {
             }
             self.shard.sleep(EVENT_PAUSE).await;
         }
+        pending().await
     }
 
     /// Namespaces came, went or changed.

@@ -1,6 +1,7 @@
 //! The engine's kit over the initiator and an honest target.
 
 use std::cell::RefCell;
+use std::sync::atomic::Ordering::SeqCst;
 
 use engine::Sim;
 use engine::conformance::{Options, run};
@@ -14,7 +15,7 @@ fn kit(manner: Manner, change: impl Fn(&mut Config)) {
         let target = Target::start(manner.clone());
         let mut config = config(&target);
         // Virtual time passes while the target thinks.
-        (config.kato, config.connect_timeout) = (Duration::ZERO, Duration::from_secs(1 << 30));
+        (config.kato, config.connect_timeout) = (Duration::ZERO, Duration::MAX);
         change(&mut config);
         let remote = Remote::start(config, Vec::new(), &sim.handles()).unwrap();
         assert!(sim.run_until(|| remote.state() == State::Live));
@@ -22,6 +23,9 @@ fn kit(manner: Manner, change: impl Fn(&mut Config)) {
         remote.namespace(1).unwrap()
     };
     run("nvme_tcp", make, Options { rounds: 2, ..Options::default() });
+    for target in targets.borrow().iter() {
+        assert_eq!(target.shared.associations.load(SeqCst), 1);
+    }
 }
 
 #[test]
