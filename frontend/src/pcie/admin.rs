@@ -146,7 +146,9 @@ fn delete_sq(function: &Function, ticket: Ticket, sqe: &Sqe) -> Outcome {
 
 fn doorbell_buffers(function: &Function, sqe: &Sqe) -> Result<(), Status> {
     let prp = sqe.prp();
-    let wrong = |gpa: u64| !gpa.is_multiple_of(PAGE) || !function.has_memory(gpa, PAGE);
+    // They are read and written one word at a time, which is nothing for messages.
+    let mapped = |gpa: u64| function.memory.borrow().load_u32(gpa).is_ok();
+    let wrong = |gpa: u64| !gpa.is_multiple_of(PAGE) || !function.has_memory(gpa, PAGE) || !mapped(gpa);
     if wrong(prp.prp1) || wrong(prp.prp2) || prp.prp1 == prp.prp2 {
         return Err(Status::INVALID_FIELD.dnr());
     }

@@ -33,6 +33,21 @@ pub(crate) struct Cq {
     rejected: Cell<Option<u32>>,
 }
 
+/// What became of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Posted {
+    /// It is in the queue, or waits for room there.
+    There,
+    /// It has its place, and must be brought there by a message.
+    Message {
+        /// The place.
+        gpa: u64,
+        /// The entry, with its phase tag.
+        cqe: Cqe,
+    },
+}
+
 /// The host wrote a value that the doorbell cannot have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InvalidValue;
@@ -110,25 +125,20 @@ impl Cq {
     }
 
     /// Adds an entry. One that was not reserved waits if there is no room.
-    pub fn post(&self, memory: &GuestMemory, cqe: Cqe, reserved: bool) -> Result<(), MemError> {
+    pub fn post(&self, memory: &GuestMemory, cqe: Cqe, reserved: bool) -> Result<Posted, MemError> {
         if reserved {
             self.release();
         } else if self.free() <= self.reserved.get() {
             self.overflow.borrow_mut().push_back(cqe);
-            return Ok(());
+            return Ok(Posted::There);
         }
         self.write(memory, cqe)
     }
 
-    /// Adds what waited, as far as there is room now. Whether anything did.
-    pub fn drain(&self, memory: &GuestMemory) -> Result<bool, MemError> {
-        let mut any = false;
-        while self.has_room() {
-            let Some(cqe) = self.overflow.borrow_mut().pop_front() else { break };
-            self.write(memory, cqe)?;
-            any = true;
-        }
-        Ok(any)
+    /// Adds one entry that waited, if there is room now.
+    pub fn drain(&self, memory: &GuestMemory) -> Result<Option<Posted>, MemError> {
+        let waited = self.has_room().then(|| self.overflow.borrow_mut().pop_front()).flatten();
+        waited.map(|cqe| self.write(memory, cqe)).transpose()
     }
 
     /// Whether something waits for the host to consume entries.
@@ -136,22 +146,32 @@ impl Cq {
         !self.overflow.borrow().is_empty() || !self.has_room()
     }
 
-    fn write(&self, memory: &GuestMemory, mut cqe: Cqe) -> Result<(), MemError> {
+    fn write(&self, memory: &GuestMemory, mut cqe: Cqe) -> Result<Posted, MemError> {
         let tail = self.tail.get();
-        let at = self.base + u64::from(tail) * ENTRY;
+        let gpa = self.base + u64::from(tail) * ENTRY;
         cqe.status = cqe.status.status().with_phase(self.phase.get());
-        // The phase tag is in the last word: it is stored after the others, in one access.
-        let [words @ .., w0, w1, w2, w3] = cqe.as_bytes() else { return Ok(()) };
-        memory.write(at, words)?;
-        memory.store_u32(at + words.len() as u64, u32::from_le_bytes([*w0, *w1, *w2, *w3]))?;
+        let posted = match store(memory, gpa, &cqe) {
+            Ok(()) => {
+                self.fresh.set(true);
+                Posted::There
+            }
+            Err(MemError::ByMessage { .. }) => Posted::Message { gpa, cqe },
+            Err(error) => return Err(error),
+        };
         let next = tail + 1;
         if next == self.entries {
             self.phase.set(!self.phase.get());
         }
         self.tail.set(next % self.entries);
-        self.fresh.set(true);
-        Ok(())
+        Ok(posted)
     }
+}
+
+/// Writes an entry. The phase tag is in its last word, which is stored after the others, in one access.
+fn store(memory: &GuestMemory, gpa: u64, cqe: &Cqe) -> Result<(), MemError> {
+    let [words @ .., w0, w1, w2, w3] = cqe.as_bytes() else { return Ok(()) };
+    memory.write(gpa, words)?;
+    memory.store_u32(gpa + words.len() as u64, u32::from_le_bytes([*w0, *w1, *w2, *w3]))
 }
 
 #[cfg(test)]
@@ -176,7 +196,7 @@ mod tests {
         for round in 0..4 {
             for at in 0..4u64 {
                 assert!(cq.reserve());
-                cq.post(&m, Cqe::new(cid, Status::LBA_OUT_OF_RANGE), true).unwrap();
+                assert_eq!(cq.post(&m, Cqe::new(cid, Status::LBA_OUT_OF_RANGE), true), Ok(Posted::There));
                 let got = entry(&m, at);
                 assert_eq!((got.cid, got.status.phase()), (cid, round % 2 == 0));
                 assert_eq!(got.status(), Status::LBA_OUT_OF_RANGE);
@@ -192,12 +212,12 @@ mod tests {
     fn g82_an_event_waits_for_room() {
         let (m, bells) = (memory(0x10000), Bells::new(Doorbells::Trapped).unwrap());
         let cq = Cq::new(1, 0x1000, 2, None);
-        cq.post(&m, Cqe::new(1, Status::SUCCESS), false).unwrap();
-        cq.post(&m, Cqe::new(2, Status::SUCCESS), false).unwrap();
-        assert!(cq.is_starved() && !cq.drain(&m).unwrap());
+        assert!(cq.post(&m, Cqe::new(1, Status::SUCCESS), false).is_ok());
+        assert!(cq.post(&m, Cqe::new(2, Status::SUCCESS), false).is_ok());
+        assert!(cq.is_starved() && cq.drain(&m).unwrap().is_none());
         bells.store(Bell::Head(1), 1);
         cq.look(&m, &bells).unwrap();
-        assert!(cq.drain(&m).unwrap());
+        assert!(cq.drain(&m).unwrap().is_some());
         assert_eq!(entry(&m, 1).cid, 2);
     }
 
@@ -206,7 +226,7 @@ mod tests {
         let (m, bells) = (memory(0x10000), Bells::new(Doorbells::Mapped).unwrap());
         let cq = Cq::new(1, 0x1000, 8, None);
         for cid in 0..3 {
-            cq.post(&m, Cqe::new(cid, Status::SUCCESS), false).unwrap();
+            assert!(cq.post(&m, Cqe::new(cid, Status::SUCCESS), false).is_ok());
         }
         for bad in [4, 7, 8, u32::MAX] {
             bells.store(Bell::Head(1), bad);

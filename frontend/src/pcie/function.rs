@@ -7,7 +7,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::mem::{Access, GuestMemory, Region, RegionId, SglBuilder};
+use engine::mem::{Access, GuestMemory, MemError, Region, RegionId, SglBuilder};
 use engine::{Poller, PollerId, Scope, Shard, TurnEnd, Wake};
 use nvme_proto::Cqe;
 use nvme_proto::aen::ErrorInfo;
@@ -15,11 +15,11 @@ use nvme_proto::register::{Csts, doorbell, offset};
 use nvme_proto::zerocopy::IntoBytes;
 
 use super::config::{BAR0_BYTES, BAR4_BYTES, CONFIG_BYTES, ConfigSpace, PBA, VENDOR_ID};
-use super::cq::Cq;
+use super::cq::{Cq, Posted};
 use super::doorbell::{Bell, Bells, Doorbells, PAGE, Shadow};
 use super::irq::Interrupts;
 use super::sq::Sq;
-use super::staged::Messages;
+use super::staged::{Late, Messages};
 use crate::controller::{Config, Controller, Port};
 use crate::queue::{Queue, Reply, Ticket};
 use crate::subsystem::Subsystem;
@@ -58,6 +58,8 @@ pub(crate) struct Function {
     messages: RefCell<Option<Rc<dyn Messages>>>,
     /// Bytes in buffers: see [`super::staged`].
     pub staged: Cell<usize>,
+    /// Completions on their way by message.
+    late: Late,
     sqs: RefCell<Vec<Rc<Queue<Sq>>>>,
     cqs: RefCell<BTreeMap<u16, Rc<Cq>>>,
     /// Delete I/O Submission Queue commands that wait for the queue's end.
@@ -120,6 +122,7 @@ impl Function {
             memory: RefCell::default(),
             messages: RefCell::default(),
             staged: Cell::new(0),
+            late: Late::default(),
             sqs: RefCell::default(),
             cqs: RefCell::default(),
             deleting: RefCell::default(),
@@ -206,12 +209,22 @@ impl Function {
         self.drain_completions();
     }
 
-    /// Whether a queue or a page of doorbells can be there.
+    /// Whether a queue can be there.
     pub fn has_memory(&self, gpa: u64, len: u64) -> bool {
-        let Ok(len) = usize::try_from(len) else { return false };
-        let memory = self.memory.borrow();
-        let usable = |access| SglBuilder::default().push(&memory, gpa, len, access).is_ok();
-        gpa != 0 && usable(Access::Read) && usable(Access::Write)
+        gpa != 0 && self.reaches(gpa, len, Access::Read) && self.reaches(gpa, len, Access::Write)
+    }
+
+    fn reaches(&self, gpa: u64, len: u64, access: Access) -> bool {
+        let (Some(end), memory) = (gpa.checked_add(len), self.memory.borrow()) else { return false };
+        let mut at = gpa;
+        while at < end {
+            match SglBuilder::default().push(&memory, at, (end - at) as usize, access) {
+                Ok(()) => return true,
+                Err(MemError::ByMessage { gpa, len }) => at = gpa + len as u64,
+                Err(_) => return false,
+            }
+        }
+        true
     }
 
     // Regions.
@@ -370,9 +383,29 @@ impl Function {
         if self.deaf.get() {
             return;
         }
-        if cq.post(&self.memory.borrow(), cqe, reserved).is_err() {
-            return self.fail("a completion queue is not in guest memory");
+        let posted = cq.post(&self.memory.borrow(), cqe, reserved);
+        self.posted(cq, posted);
+    }
+
+    fn posted(self: &Rc<Self>, cq: &Rc<Cq>, posted: Result<Posted, MemError>) {
+        match posted {
+            Ok(Posted::There) => self.note_end(),
+            Ok(Posted::Message { gpa, cqe }) => self.late.post(self, cq, gpa, cqe),
+            Err(error) => {
+                tracing::info!(controller = ?self.controller().shared(), %error, "completion queue unreachable");
+                self.fail();
+            }
         }
+    }
+
+    /// Completions on their way by message.
+    pub fn late(&self) -> &Late {
+        &self.late
+    }
+
+    /// An entry is in its queue: the host hears of it at the end of this turn.
+    pub fn arrived(self: &Rc<Self>, cq: &Cq) {
+        cq.fresh.set(true);
         self.note_end();
     }
 
@@ -386,7 +419,10 @@ impl Function {
     fn drain_completions(self: &Rc<Self>) {
         if let Some(cq) = self.cq(0).filter(|cq| cq.is_starved()) {
             self.look_at_head(&cq);
-            let _ = cq.drain(&self.memory.borrow());
+            let waited = cq.drain(&self.memory.borrow()).transpose();
+            if let Some(posted) = waited {
+                self.posted(&cq, posted);
+            }
         }
     }
 
@@ -435,8 +471,7 @@ impl Function {
     }
 
     /// The controller cannot go on: CSTS.CFS.
-    pub fn fail(&self, why: &'static str) {
-        tracing::warn!(controller = ?self.controller().shared(), why, "controller failed");
+    pub fn fail(&self) {
         self.failed.set(true);
         self.controller().fail();
     }
@@ -476,6 +511,7 @@ impl Function {
         }
         self.failed.set(false);
         self.cqs.borrow_mut().clear();
+        self.late.clear();
         self.deleting.borrow_mut().clear();
         self.bells.clear();
         self.interrupts.mask.set(0);

@@ -1,9 +1,10 @@
 //! Submission queues in guest memory: the PCIe half of a [`Queue`].
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
-use engine::mem::Access;
+use engine::mem::{Access, MemError};
 use nvme_proto::aen::ErrorInfo;
 use nvme_proto::opcode::AdminOpcode;
 use nvme_proto::zerocopy::FromBytes;
@@ -38,6 +39,9 @@ pub(crate) struct Sq {
     rejected: Cell<Option<u32>>,
     /// Its memory is away: nothing is fetched before the guest's memory changes.
     pub blind: Cell<bool>,
+    /// Commands that came by message and have not been executed yet; others are on their way.
+    ahead: RefCell<VecDeque<Sqe>>,
+    fetching: Cell<bool>,
 }
 
 /// What is kept of a command.
@@ -61,6 +65,8 @@ impl Sq {
             tail: Cell::new(0),
             rejected: Cell::new(None),
             blind: Cell::new(false),
+            ahead: RefCell::default(),
+            fetching: Cell::new(false),
         }
     }
 
@@ -102,7 +108,8 @@ impl Sq {
         if self.look().is_err() {
             self.function.error_event(ErrorInfo::InvalidDoorbellValue);
         }
-        self.head.get() != self.tail.get() && !self.blind.get() && queue.has_room() && self.cq_has_room()
+        let away = self.blind.get() || self.fetching.get();
+        self.head.get() != self.tail.get() && !away && queue.has_room() && self.cq_has_room()
     }
 
     fn cq_has_room(&self) -> bool {
@@ -120,19 +127,8 @@ impl Sq {
             if sq.head.get() == sq.tail.get() || !queue.has_room() || !sq.cq.reserve() {
                 break;
             }
-            // Copied once: what the guest does to its memory afterwards changes nothing.
-            let mut raw = [0; ENTRY as usize];
-            let at = sq.base + u64::from(sq.head.get()) * ENTRY;
-            let Some(sqe) = sq
-                .function
-                .memory
-                .borrow()
-                .read(at, &mut raw)
-                .ok()
-                .and_then(|()| Sqe::read_from_bytes(&raw).ok())
-            else {
+            let Some(sqe) = sq.next(queue) else {
                 sq.cq.release();
-                sq.blind.set(true);
                 break;
             };
             sq.head.set((sq.head.get() + 1) % sq.entries);
@@ -151,6 +147,35 @@ impl Sq {
             }
         }
         any
+    }
+
+    /// The command at the head. It is copied once: what the guest does to its memory afterwards changes nothing.
+    fn next(&self, queue: &Rc<Queue<Sq>>) -> Option<Sqe> {
+        if let Some(sqe) = self.ahead.borrow_mut().pop_front() {
+            return Some(sqe);
+        }
+        let mut raw = [0; ENTRY as usize];
+        let at = self.base + u64::from(self.head.get()) * ENTRY;
+        let read = self.function.memory.borrow().read(at, &mut raw);
+        match read {
+            Ok(()) => return Sqe::read_from_bytes(&raw).ok(),
+            Err(MemError::ByMessage { .. }) => {
+                self.fetching.set(true);
+                let (head, tail) = (self.head.get(), self.tail.get());
+                let run = if head < tail { tail - head } else { self.entries - head };
+                staged::fetch(queue, &self.function, at, run.min(BATCH as u32) as usize);
+            }
+            Err(_) => self.blind.set(true),
+        }
+        None
+    }
+
+    /// Commands came by message; none if they could not be had.
+    pub fn fetched(&self, queue: &Rc<Queue<Sq>>, sqes: Vec<Sqe>) {
+        self.fetching.set(false);
+        self.blind.set(sqes.is_empty());
+        self.ahead.replace(sqes.into());
+        Sq::fetch(queue);
     }
 
     /// Adds a completion to the queue's completion queue.

@@ -1,14 +1,17 @@
-//! Data that goes through a buffer of ours: guest memory that is reached by messages only, and bit buckets. The slow
-//! way, one message at a time for each command.
+//! The slow way: data that goes through a buffer of ours, since its guest memory is reached by messages only or since
+//! some of it goes to a bit bucket, and queues in such memory. One message at a time for each command.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use engine::mem::{Buf, MemError, Sgl};
-use nvme_proto::Status;
+use nvme_proto::zerocopy::{FromBytes, IntoBytes};
+use nvme_proto::{Cqe, Sqe, Status};
 
+use super::cq::Cq;
 use super::function::Function;
 use super::runs::{Run, Runs, Step, Walk};
 use super::sq::{DataWalk, Sq};
@@ -142,19 +145,25 @@ pub(crate) fn deliver(
     let deliver = async move {
         let data = std::mem::take(&mut completion.data);
         let hold = Hold::new(&function, data.len());
-        if let Err(status) = scatter(&function, &data, &to.take()).await {
+        if let Err(status) = scatter(&function, &queue, &data, &to.take()).await {
             completion.reply = Reply::from(status);
         }
         drop(hold);
-        queue.transport().post(&completion, reserved);
+        // A queue that closes has no host any more that would expect it.
+        if !queue.is_closing() {
+            queue.transport().post(&completion, reserved);
+        }
     };
     shard.spawn(deliver).detach();
 }
 
-async fn scatter(function: &Rc<Function>, data: &Sgl, runs: &Runs) -> Result<(), Status> {
+async fn scatter(function: &Rc<Function>, queue: &Queue<Sq>, data: &Sgl, runs: &Runs) -> Result<(), Status> {
     let mut at = 0;
     let mut piece = Vec::new();
     for (gpa, len) in pieces(runs.as_slice()) {
+        if queue.is_closing() {
+            return Err(Status::ABORTED_SQ_DELETION);
+        }
         if let Some(gpa) = gpa {
             piece.resize(len, 0);
             data.copy_out(at, &mut piece);
@@ -163,6 +172,54 @@ async fn scatter(function: &Rc<Function>, data: &Sgl, runs: &Runs) -> Result<(),
         at += len;
     }
     Ok(())
+}
+
+/// Completions on their way to queues that are reached by messages only, in their order.
+#[derive(Default)]
+pub(crate) struct Late {
+    waiting: RefCell<VecDeque<(Rc<Cq>, u64, Cqe)>>,
+    busy: Cell<bool>,
+}
+
+impl Late {
+    /// Forgets what is not on its way yet.
+    pub fn clear(&self) {
+        self.waiting.borrow_mut().clear();
+    }
+
+    /// Brings an entry to its place.
+    pub fn post(&self, function: &Rc<Function>, cq: &Rc<Cq>, gpa: u64, cqe: Cqe) {
+        self.waiting.borrow_mut().push_back((cq.clone(), gpa, cqe));
+        if self.busy.replace(true) {
+            return;
+        }
+        let function = function.clone();
+        let shard = function.shard.clone();
+        let post = async move {
+            loop {
+                let Some((cq, gpa, cqe)) = function.late().waiting.borrow_mut().pop_front() else { break };
+                // An entry that its host refuses is lost to it, and to it alone.
+                if write(&function, gpa, cqe.as_bytes()).await.is_ok() {
+                    function.arrived(&cq);
+                }
+            }
+            function.late().busy.set(false);
+        };
+        shard.spawn(post).detach();
+    }
+}
+
+/// Fetches commands of a queue that is reached by messages only: `count` of them at `gpa`.
+pub(crate) fn fetch(queue: &Rc<Queue<Sq>>, function: &Rc<Function>, gpa: u64, count: usize) {
+    let (queue, function) = (queue.clone(), function.clone());
+    let shard = function.shard.clone();
+    let fetch = async move {
+        let mut bytes = vec![0; count * size_of::<Sqe>()];
+        let got = read(&function, gpa, &mut bytes).await;
+        let sqes = got.ok().and_then(|()| <[Sqe]>::ref_from_bytes(&bytes).ok().map(<[Sqe]>::to_vec));
+        queue.transport().fetched(&queue, sqes.unwrap_or_default());
+    };
+    shard.spawn(fetch).detach();
 }
 
 /// Reads guest memory of either kind.

@@ -7,23 +7,7 @@ use std::os::fd::OwnedFd;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::message::{HEADER, Header};
-
-/// Why a client is let go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Reject {
-    /// A size below the header's or above what we take.
-    #[error("a message of {0} bytes")]
-    Size(u32),
-    /// Neither command nor reply.
-    #[error("a message that is neither command nor reply")]
-    Type,
-    /// More descriptors than we offered to take.
-    #[error("more descriptors than a message may bring")]
-    Descriptors,
-    /// The first message was not VERSION, or a second one was, or its version is not ours.
-    #[error("no version in common")]
-    Version,
-}
+use super::reject::Reject;
 
 /// A whole message.
 #[derive(Debug)]
@@ -86,7 +70,7 @@ impl Receiver {
             return Ok(None);
         }
         if self.have == HEADER && self.body.is_empty() {
-            let body = self.header.body(self.max_body).ok_or(Reject::Size(self.header.size))?;
+            let body = self.header.body(self.max_body).ok_or(Reject::Size)?;
             if !self.header.is_command() && !self.header.is_reply() {
                 return Err(Reject::Type);
             }
@@ -140,9 +124,9 @@ mod tests {
     fn f63_and_f65_end_the_stream() {
         let mut header = Header { id: 0, command: Command::VERSION, size: 15, flags: 0, error: 0 };
         let try_it = |h: &Header| feed(&mut Receiver::new(64, 1), h.as_bytes(), 16).map(|_| ());
-        assert_eq!(try_it(&header), Err(Reject::Size(15)));
+        assert_eq!(try_it(&header), Err(Reject::Size));
         header.size = u32::MAX;
-        assert_eq!(try_it(&header), Err(Reject::Size(u32::MAX)));
+        assert_eq!(try_it(&header), Err(Reject::Size));
         header.size = 16;
         header.flags = 2;
         assert_eq!(try_it(&header), Err(Reject::Type));

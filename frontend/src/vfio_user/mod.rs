@@ -10,10 +10,12 @@ mod listener;
 mod mapper;
 mod message;
 mod oneshot;
+mod reject;
 mod server;
 mod session;
 mod socket;
 mod version;
 
 pub use listener::{PathError, socket_path};
+pub use reject::{Reject, Rejections};
 pub use server::{Handle, Options, Server};

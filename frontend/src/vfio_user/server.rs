@@ -15,6 +15,7 @@ use engine::{Shard, ShardHandle};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::listener::Listener;
+use super::reject::Rejections;
 use super::session::Session;
 use super::socket::Socket;
 use crate::controller::Shared;
@@ -67,14 +68,14 @@ impl Server {
         options: Options,
     ) -> io::Result<Handle> {
         let (listener, fd) = Listener::bind(path, options.mode, options.group)?;
-        let connected = Arc::<AtomicBool>::default();
+        let news = Arc::<News>::default();
         let key = serving_key();
         let (ended, end) = sync_channel(1);
-        let (subsystem, theirs) = (subsystem.clone(), connected.clone());
+        let (subsystem, theirs) = (subsystem.clone(), news.clone());
         let start = move |shard: &Shard| serve(shard, &subsystem, options, fd, key, theirs, ended);
         let shared = shard.call(start).ok_or_else(|| io::Error::other("the shard has stopped"))??;
         let path = path.to_owned();
-        Ok(Handle { shard: shard.clone(), key, path, shared, connected, end, listener: Some(listener) })
+        Ok(Handle { shard: shard.clone(), key, path, shared, news, end, listener: Some(listener) })
     }
 }
 
@@ -84,13 +85,20 @@ fn serving_key() -> u64 {
     NEXT.fetch_add(2, Ordering::Relaxed)
 }
 
+/// What the control plane may know at any time.
+#[derive(Debug, Default)]
+struct News {
+    connected: AtomicBool,
+    rejections: Rejections,
+}
+
 /// What runs on the home shard.
 struct Serving {
     function: Rc<Function>,
     listening: Fd,
     client: RefCell<Option<Rc<Socket>>>,
     closing: Cell<bool>,
-    connected: Arc<AtomicBool>,
+    news: Arc<News>,
 }
 
 fn serve(
@@ -99,7 +107,7 @@ fn serve(
     options: Options,
     fd: OwnedFd,
     key: u64,
-    connected: Arc<AtomicBool>,
+    news: Arc<News>,
     ended: SyncSender<()>,
 ) -> io::Result<Arc<Shared>> {
     let Options { doorbells, max_queue_entries, max_io_queues, .. } = options;
@@ -112,7 +120,7 @@ fn serve(
         listening: Arc::new(fd),
         client: RefCell::default(),
         closing: Cell::new(false),
-        connected,
+        news,
     });
     let weak = Rc::downgrade(&serving);
     serving.function.on_end(move || {
@@ -141,10 +149,10 @@ impl Serving {
                 Ok(fd) => {
                     let socket = Socket::new(shard, fd);
                     self.client.replace(Some(socket.clone()));
-                    self.connected.store(true, Ordering::Release);
-                    Session::new(&self.function, &socket).run().await;
+                    self.news.connected.store(true, Ordering::Release);
+                    Session::new(&self.function, &socket, &self.news.rejections).run().await;
                     self.client.replace(None);
-                    self.connected.store(false, Ordering::Release);
+                    self.news.connected.store(false, Ordering::Release);
                 }
                 Err(error) => {
                     // Out of descriptors, most likely: clients wait meanwhile.
@@ -177,7 +185,7 @@ pub struct Handle {
     key: u64,
     path: PathBuf,
     shared: Arc<Shared>,
-    connected: Arc<AtomicBool>,
+    news: Arc<News>,
     end: Receiver<()>,
     listener: Option<Listener>,
 }
@@ -195,7 +203,12 @@ impl Handle {
 
     /// Whether a client is there.
     pub fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::Acquire)
+        self.news.connected.load(Ordering::Acquire)
+    }
+
+    /// What clients did wrong, and how often.
+    pub fn rejections(&self) -> &Rejections {
+        &self.news.rejections
     }
 
     /// Removes the socket, lets the client go, and ends the controller. Waits until all of its I/O has ended, at most

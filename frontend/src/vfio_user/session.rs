@@ -7,18 +7,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::Task;
 use engine::mem::{Mapping, Region};
 use engine::ring::Fd;
 use nix::errno::Errno;
 use zerocopy::IntoBytes;
 
 use super::dma::Dma;
-use super::frame::{Message, Receiver, Reject};
+use super::frame::{Message, Receiver};
 use super::mapper;
 use super::message::{
     Access, Action, Command, DeviceInfo, DmaMap, DmaUnmap, IrqData, IrqInfo, RawVersion, RegionInfo, Request,
     SetIrqs, SparseMmap, irq, parse, region,
 };
+use super::reject::{Reject, Rejections};
 use super::socket::Socket;
 use super::version::{Capabilities, MAJOR, MAX_DATA, MAX_DMA_MAPS, MAX_FDS, MINOR};
 use crate::pcie::doorbell;
@@ -29,6 +31,8 @@ use nvme_proto::register::offset;
 const MAX_BODY: usize = MAX_DATA + 64;
 /// Bytes of one region access: more is never needed.
 const MAX_ACCESS: u32 = 64 << 10;
+/// A client that is let in says its version within this.
+const GREETING_PATIENCE: Duration = Duration::from_secs(10);
 /// A DMA unmap is answered within this, since clients give up after 5 s.
 const UNMAP_PATIENCE: Duration = Duration::from_secs(3);
 /// A reset is answered within this.
@@ -49,21 +53,23 @@ impl From<Vec<u8>> for Answer {
 }
 
 /// A client.
-pub(super) struct Session {
+pub(super) struct Session<'a> {
     function: Rc<Function>,
     socket: Rc<Socket>,
     dma: Rc<Dma>,
-    greeted: Cell<bool>,
+    greeted: Rc<Cell<bool>>,
+    rejections: &'a Rejections,
     maps: RefCell<Vec<Arc<Region>>>,
 }
 
-impl Session {
-    pub fn new(function: &Rc<Function>, socket: &Rc<Socket>) -> Self {
+impl<'a> Session<'a> {
+    pub fn new(function: &Rc<Function>, socket: &Rc<Socket>, rejections: &'a Rejections) -> Self {
         Session {
             function: function.clone(),
             socket: socket.clone(),
             dma: Dma::new(socket),
-            greeted: Cell::new(false),
+            greeted: Rc::default(),
+            rejections,
             maps: RefCell::default(),
         }
     }
@@ -72,9 +78,13 @@ impl Session {
     pub async fn run(self) {
         match self.function.attach_host(self.dma.clone()) {
             Ok(()) => {
-                if let Err(reject) = self.serve().await {
-                    let controller = self.function.controller().shared();
-                    tracing::info!(?controller, reason = %reject, "vfio-user client let go");
+                let hurry = self.hurry();
+                let ended = self.serve().await;
+                drop(hurry);
+                if let Err(reject) = ended {
+                    self.note(reject, "client let go");
+                } else if !self.greeted.get() {
+                    self.note(Reject::Silent, "client gone");
                 }
             }
             Err(error) => tracing::warn!(%error, "no doorbells for a vfio-user client"),
@@ -85,6 +95,25 @@ impl Session {
         // What was mapped is unmapped where it does not hold up the shard.
         let maps = self.maps.take();
         mapper::run(&self.function.shard, move || drop(maps)).await;
+    }
+
+    fn note(&self, reject: Reject, what: &'static str) {
+        if self.rejections.note(reject) {
+            let controller = self.function.controller().shared();
+            tracing::warn!(?controller, reason = reject.text(), "vfio-user: {what}");
+        }
+    }
+
+    /// Hangs up on a client that says nothing.
+    fn hurry(&self) -> Task {
+        let (greeted, socket) = (self.greeted.clone(), self.socket.clone());
+        let patience = self.function.shard.sleep(GREETING_PATIENCE);
+        self.function.shard.spawn(async move {
+            patience.await;
+            if !greeted.get() {
+                socket.shut();
+            }
+        })
     }
 
     async fn serve(&self) -> Result<(), Reject> {
@@ -125,7 +154,10 @@ impl Session {
             match answer {
                 Ok(Answer { body, fd }) => self.socket.send(header.reply(&[&body]), fd.into_iter().collect()),
                 Err(errno) => {
-                    tracing::debug!(command = header.command.0, %errno, "vfio-user request refused");
+                    if self.rejections.note(Reject::Request) {
+                        let controller = self.function.controller().shared();
+                        tracing::info!(?controller, command = header.command.0, %errno, "vfio-user: refused");
+                    }
                     self.socket.send(header.refusal(errno), Vec::new());
                 }
             }
@@ -219,7 +251,8 @@ impl Session {
         while gone.iter().any(|region| Arc::strong_count(region) > 1) {
             if waited >= UNMAP_PATIENCE {
                 // Its memory goes when the I/O that holds it ends; the client may not wait for that.
-                self.function.fail("I/O does not let go of unmapped memory");
+                self.note(Reject::Unmap, "controller failed");
+                self.function.fail();
                 break;
             }
             self.function.shard.sleep(step).await;

@@ -13,7 +13,8 @@ use engine::ring::{Completion, Fd, RingClient, RingOp, receive_with_fds, send_wi
 use nix::poll::PollFlags;
 use nix::sys::socket::{Shutdown, shutdown};
 
-use super::frame::{Message, Receiver, Reject};
+use super::frame::{Message, Receiver};
+use super::reject::Reject;
 
 /// Messages that may wait to be sent before no more are read.
 const BACKLOG: usize = 64;

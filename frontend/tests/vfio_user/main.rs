@@ -215,24 +215,38 @@ fn f67_memory_goes_and_comes_while_queues_run() {
 fn memory_without_a_descriptor_is_reached_by_messages() {
     let rig = Rig::new("messages", Doorbells::Trapped);
     let mut c = rig.connect();
-    // The queues are in shared memory, the data is not.
-    assert_eq!(c.map(0, 0, DATA, true), 0);
-    assert_eq!(c.map(DATA, DATA, RAM as u64 - DATA, false), 0);
-    c.enable();
-    let mut q = c.create(1, 64);
-    let data = pattern(3, 200 * 1024);
-    let list: Vec<u64> = (1..50).map(|i| DATA + i * 0x2000).collect();
-    c.put(DATA + 0x100000, &longs(&list));
-    for (page, bytes) in [DATA].iter().chain(&list).zip(data.chunks(4096)) {
-        c.put(*page, bytes);
-    }
-    assert!(c.run(&mut q, rw(true, 7, 400, DATA, DATA + 0x100000)).status().is_success());
-    for page in [DATA].iter().chain(&list) {
-        c.put(*page, &[0; 4096]);
-    }
-    assert!(c.run(&mut q, rw(false, 7, 400, DATA, DATA + 0x100000)).status().is_success());
-    for (page, bytes) in [DATA].iter().chain(&list).zip(data.chunks(4096)) {
-        assert_eq!(c.get(*page, 4096), bytes);
+    // First the queues are in shared memory and the data is not; then nothing is.
+    for shared in [true, false] {
+        assert_eq!(c.map(0, 0, DATA, shared), 0);
+        assert_eq!(c.map(DATA, DATA, RAM as u64 - DATA, false), 0);
+        c.enable();
+        let events = [event(), event()];
+        assert_eq!(c.vectors(0, &[&events[0], &events[1]]), 0);
+        let mut q = c.create(1, 64);
+        let data = pattern(3, 200 * 1024);
+        let list: Vec<u64> = (1..50).map(|i| DATA + i * 0x2000).collect();
+        c.put(DATA + 0x100000, &longs(&list));
+        for (page, bytes) in [DATA].iter().chain(&list).zip(data.chunks(4096)) {
+            c.put(*page, bytes);
+        }
+        assert!(c.run(&mut q, rw(true, 7, 400, DATA, DATA + 0x100000)).status().is_success());
+        for page in [DATA].iter().chain(&list) {
+            c.put(*page, &[0; 4096]);
+        }
+        assert!(c.run(&mut q, rw(false, 7, 400, DATA, DATA + 0x100000)).status().is_success());
+        for (page, bytes) in [DATA].iter().chain(&list).zip(data.chunks(4096)) {
+            assert_eq!(c.get(*page, 4096), bytes);
+        }
+        await_event(&events[1]);
+        for _ in 0..3 {
+            for i in 0..50 {
+                c.submit(&mut q, rw(i % 2 == 0, i, 1, DATA + i * 512, 0));
+            }
+            (0..50).for_each(|_| assert!(c.wait(&mut q).status().is_success()));
+        }
+        assert_eq!(c.unmap(0, DATA), 0);
+        assert_eq!(c.unmap(DATA, RAM as u64 - DATA), 0);
+        assert_eq!(c.ask(command::RESET, &[], &[]).errno, 0);
     }
 }
 
