@@ -1,0 +1,46 @@
+//! Flushing volumes from outside the shards, before the process ends.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Instant;
+
+use engine::{ChannelRef, Io, IoId, IoResult, Issuer, Op, Origin, Request, ShardHandle, Volume};
+
+/// Tells a thread how a flush ended, and holds the channel until then.
+struct Told {
+    number: usize,
+    to: Sender<(usize, IoResult)>,
+}
+
+impl Issuer for Told {
+    fn resume(self: Rc<Self>, _io: Io, _cookie: u64, result: IoResult) {
+        let _ = self.to.send((self.number, result));
+    }
+}
+
+/// Flushes all of `volumes` at once, and waits for them until `end`. What failed or took too long is logged: hosts were
+/// never told that it is on the medium.
+pub(super) fn all(shards: &[ShardHandle], volumes: impl Iterator<Item = Arc<dyn Volume>>, end: Instant) {
+    let (to, answers) = channel();
+    let mut waiting = 0;
+    for (number, volume) in volumes.enumerate() {
+        let Some(shard) = shards.get(number % shards.len().max(1)) else { return };
+        let to = to.clone();
+        waiting += 1;
+        shard.run(move |shard| {
+            let mut io = Io::new(IoId { origin: Origin::new(), tag: 0 });
+            *io.request_mut() = Request { op: Op::Flush, ..Request::default() };
+            io.forward(&ChannelRef::open(&volume, shard), Rc::new(Told { number, to }), 0);
+        });
+    }
+    drop(to);
+    while waiting > 0 {
+        match answers.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok((_, Ok(()))) => {}
+            Ok((_, Err(error))) => tracing::error!(%error, "a volume could not be flushed"),
+            Err(_) => return tracing::warn!(volumes = waiting, "gave up waiting for flushes"),
+        }
+        waiting -= 1;
+    }
+}

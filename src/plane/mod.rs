@@ -1,0 +1,237 @@
+//! The data plane: what the control plane asks for, built of volumes, subsystems and remotes that live on the shards.
+
+mod convert;
+mod flush;
+mod remotes;
+mod subsystems;
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use engine::{ShardHandle, Volume};
+use frontend::tcp::{Target, TargetConfig};
+
+use crate::control::plane::{
+    ControllerConfig, Counters, DataPlane, Failure, Maxima, NamespaceConfig, PathConfig, PlaneError,
+    PlaneResult, Promised, RemoteConfig, RemoteNamespace, SubsystemConfig,
+};
+use remotes::RemoteEntry;
+use subsystems::SubsystemEntry;
+use volumes::Typed;
+
+pub use frontend::Doorbells;
+
+/// How a data plane meets its machine.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where aio volumes may open files; without it they are refused.
+    pub aio_dir: Option<PathBuf>,
+    /// Directory of the vfio-user sockets.
+    pub ctrlr_dir: PathBuf,
+    /// Permissions of the sockets.
+    pub socket_mode: u32,
+    /// Group of the sockets, by number; `None` for the process's own.
+    pub socket_group: Option<u32>,
+    /// Doorbells of vfio-user controllers.
+    pub doorbells: Doorbells,
+}
+
+/// The data plane of this process.
+pub struct Plane {
+    settings: Settings,
+    shards: Vec<ShardHandle>,
+    /// Counts controllers, which take their home shards in turn.
+    homes: AtomicUsize,
+    target: Target,
+    volumes: Mutex<Typed>,
+    subsystems: Mutex<BTreeMap<String, Arc<SubsystemEntry>>>,
+    remotes: Mutex<BTreeMap<String, Arc<RemoteEntry>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Plane {
+    /// A data plane on `shards`, at least one.
+    ///
+    /// # Errors
+    /// `Internal`, if there is no shard.
+    pub fn new(settings: Settings, shards: &[ShardHandle]) -> PlaneResult<Self> {
+        if shards.is_empty() {
+            return Err(PlaneError::new(Failure::Internal, "a data plane needs a shard"));
+        }
+        let target = Target::new(shards, TargetConfig::default())
+            .map_err(|e| PlaneError::new(Failure::Internal, format!("discovery service: {e}")))?;
+        Ok(Plane {
+            settings,
+            shards: shards.to_vec(),
+            homes: AtomicUsize::new(0),
+            target,
+            volumes: Mutex::default(),
+            subsystems: Mutex::default(),
+            remotes: Mutex::default(),
+        })
+    }
+
+    /// The home shard of the next controller.
+    fn next_home(&self) -> &ShardHandle {
+        let at = self.homes.fetch_add(1, Ordering::Relaxed) % self.shards.len();
+        &self.shards[at]
+    }
+
+    /// Ends everything in order, within about `patience`: hosts are disconnected, what they wrote is flushed, remotes
+    /// are disconnected. What could not be flushed is logged.
+    pub fn shut_down(&self, patience: Duration) {
+        let end = Instant::now() + patience;
+        let subsystems: Vec<_> = lock(&self.subsystems).values().cloned().collect();
+        for subsystem in &subsystems {
+            self.close_controllers(subsystem);
+        }
+        self.target.close();
+        flush::all(&self.shards, subsystems.iter().flat_map(|s| s.volumes()), end);
+        for subsystem in &subsystems {
+            if !subsystem.close().wait(end.saturating_duration_since(Instant::now())) {
+                tracing::warn!(subsystem = subsystem.name(), "some I/O did not end");
+            }
+        }
+        for remote in lock(&self.remotes).values() {
+            remote.close();
+        }
+        self.pass_a_turn();
+    }
+
+    /// Waits until every shard has done what it was asked so far.
+    fn pass_a_turn(&self) {
+        for shard in &self.shards {
+            shard.call(|_| ());
+        }
+    }
+}
+
+impl DataPlane for Plane {
+    fn firmware_revision(&self) -> String {
+        env!("CARGO_PKG_VERSION").into()
+    }
+
+    fn malloc(&self, block_size: u32, blocks: u64) -> PlaneResult<Arc<dyn Volume>> {
+        volumes::malloc(block_size, blocks)
+    }
+
+    fn null(&self, block_size: u32, blocks: u64) -> PlaneResult<Arc<dyn Volume>> {
+        volumes::null(block_size, blocks)
+    }
+
+    fn aio(&self, file: &Path, block_size: u32, blocks: u64) -> PlaneResult<Arc<dyn Volume>> {
+        volumes::aio(self.settings.aio_dir.as_deref(), file, block_size, blocks)
+    }
+
+    fn crypt(&self, below: Arc<dyn Volume>, key: &[u8]) -> PlaneResult<Arc<dyn Volume>> {
+        volumes::crypt(below, key)
+    }
+
+    fn qos(&self, below: Arc<dyn Volume>, maxima: &Maxima) -> PlaneResult<Arc<dyn Volume>> {
+        Ok(lock(&self.volumes).qos(below, maxima))
+    }
+
+    fn set_maxima(&self, volume: &Arc<dyn Volume>, maxima: &Maxima) -> PlaneResult<()> {
+        lock(&self.volumes).set_maxima(volume, maxima)
+    }
+
+    fn close_volume(&self, volume: Arc<dyn Volume>) -> PlaneResult<()> {
+        lock(&self.volumes).forget(&volume);
+        drop(volume);
+        // The shards drop their channels.
+        self.pass_a_turn();
+        Ok(())
+    }
+
+    fn create_subsystem(&self, subsystem: &str, config: &SubsystemConfig) -> PlaneResult<()> {
+        self.new_subsystem(subsystem, config)
+    }
+
+    fn delete_subsystem(&self, subsystem: &str) -> PlaneResult<()> {
+        self.drop_subsystem(subsystem)
+    }
+
+    fn add_namespace(&self, subsystem: &str, namespace: &NamespaceConfig) -> PlaneResult<()> {
+        self.subsystem(subsystem)?.add_namespace(namespace)
+    }
+
+    fn remove_namespace(&self, subsystem: &str, nsid: u32) -> PlaneResult<()> {
+        self.subsystem(subsystem)?.remove_namespace(nsid)
+    }
+
+    fn namespace_counters(&self, subsystem: &str, nsid: u32) -> PlaneResult<Counters> {
+        self.subsystem(subsystem)?.namespace_counters(nsid)
+    }
+
+    fn add_controller(
+        &self,
+        subsystem: &str,
+        controller: &str,
+        config: &ControllerConfig,
+    ) -> PlaneResult<Option<u16>> {
+        self.open_controller(subsystem, controller, config)
+    }
+
+    fn remove_controller(&self, subsystem: &str, controller: &str) -> PlaneResult<()> {
+        self.close_controller(subsystem, controller)
+    }
+
+    fn controller_counters(&self, subsystem: &str, controller: &str) -> PlaneResult<Counters> {
+        self.subsystem(subsystem)?.controller_counters(controller)
+    }
+
+    fn create_remote(&self, remote: &str, config: &RemoteConfig) -> PlaneResult<()> {
+        self.new_remote(remote, config)
+    }
+
+    fn delete_remote(&self, remote: &str) -> PlaneResult<()> {
+        self.drop_remote(remote)
+    }
+
+    fn add_path(&self, remote: &str, path: &str, config: &PathConfig) -> PlaneResult<()> {
+        self.remote(remote)?.add_path(remote, path, config, &self.shards)
+    }
+
+    fn remove_path(&self, remote: &str, path: &str) -> PlaneResult<()> {
+        self.remote(remote)?.remove_path(path)?;
+        self.pass_a_turn();
+        Ok(())
+    }
+
+    fn reset_remote(&self, remote: &str) -> PlaneResult<()> {
+        self.remote(remote)?.reset()
+    }
+
+    fn remote_connected(&self, remote: &str) -> bool {
+        self.remote(remote).is_ok_and(|remote| remote.is_connected())
+    }
+
+    fn remote_namespaces(&self, remote: &str) -> PlaneResult<Vec<RemoteNamespace>> {
+        self.remote(remote)?.namespaces()
+    }
+
+    fn remote_volume(
+        &self,
+        remote: &str,
+        nsid: u32,
+        promised: Option<&Promised>,
+    ) -> PlaneResult<Arc<dyn Volume>> {
+        self.remote(remote)?.volume(nsid, promised)
+    }
+}
+
+impl std::fmt::Debug for Plane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plane")
+            .field("settings", &self.settings)
+            .field("shards", &self.shards)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,287 @@
+//! Subsystems, their namespaces and their controllers.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use engine::Volume;
+use frontend::vfio_user::{Handle, Options, Server, socket_path};
+use frontend::{Drain, MAX_NAMESPACES, Namespace, Subsystem, SubsystemError};
+use nvme_proto::nqn::DISCOVERY_NQN;
+
+use super::convert::{nqn, refuse, system};
+use super::{Plane, lock};
+use crate::control::plane::{
+    ControllerConfig, Counters, Endpoint, Failure, NamespaceConfig, PlaneError, PlaneResult, SubsystemConfig,
+};
+
+/// How long I/O may take to end when what it goes through is taken away.
+const ENDING: Duration = Duration::from_secs(30);
+
+/// A subsystem, and what the control plane made in it.
+pub(super) struct SubsystemEntry {
+    name: String,
+    subsystem: Arc<Subsystem>,
+    namespaces: Mutex<BTreeMap<u32, Shown>>,
+    controllers: Mutex<BTreeMap<String, Exposed>>,
+}
+
+/// A namespace.
+struct Shown {
+    volume: Arc<dyn Volume>,
+    /// What the volume's counters were when hosts began to see it.
+    before: Counters,
+    /// It is taken away: what tells that its I/O has ended.
+    going: Option<Drain>,
+}
+
+/// A controller.
+enum Exposed {
+    /// All controllers that hosts make through an address.
+    Tcp(SocketAddr),
+    /// A socket; whether it is the one that has the subsystem's name.
+    Pcie { handle: Handle, first: bool },
+}
+
+impl Plane {
+    pub(super) fn new_subsystem(&self, name: &str, config: &SubsystemConfig) -> PlaneResult<()> {
+        let subnqn = nqn("nqn", &config.nqn)?;
+        if subnqn.as_str() == DISCOVERY_NQN {
+            return refuse(Failure::Invalid, "nqn: this name is the discovery service's");
+        }
+        let allowed_hosts =
+            config.hostnqn.iter().map(|host| nqn("hostnqn", host)).collect::<PlaneResult<_>>()?;
+        let config = frontend::SubsystemConfig {
+            nqn: subnqn,
+            serial: config.serial.clone(),
+            model: config.model.clone(),
+            max_namespaces: config.max_namespaces.unwrap_or(MAX_NAMESPACES),
+            allowed_hosts,
+        };
+        let mut subsystems = lock(&self.subsystems);
+        if subsystems.contains_key(name) {
+            return refuse(Failure::Exists, format!("subsystem {name} exists"));
+        }
+        if let Some(other) = subsystems.values().find(|s| *s.subsystem.nqn() == subnqn) {
+            return refuse(Failure::Exists, format!("subsystem {} has the same nqn", other.name));
+        }
+        let subsystem = Subsystem::new(config, &self.shards).map_err(meaning)?;
+        let name = name.to_owned();
+        let (namespaces, controllers) = (Mutex::default(), Mutex::default());
+        let entry = SubsystemEntry { name: name.clone(), subsystem, namespaces, controllers };
+        subsystems.insert(name, Arc::new(entry));
+        Ok(())
+    }
+
+    pub(super) fn drop_subsystem(&self, name: &str) -> PlaneResult<()> {
+        let entry = self.subsystem(name)?;
+        if !lock(&entry.namespaces).is_empty() || !lock(&entry.controllers).is_empty() {
+            return refuse(Failure::Precondition, format!("subsystem {name} has namespaces or controllers"));
+        }
+        if !entry.close().wait(ENDING) {
+            return refuse(Failure::Unavailable, format!("I/O of subsystem {name} does not end"));
+        }
+        lock(&self.subsystems).remove(name);
+        Ok(())
+    }
+
+    pub(super) fn subsystem(&self, name: &str) -> PlaneResult<Arc<SubsystemEntry>> {
+        let unknown = || PlaneError::new(Failure::Precondition, format!("there is no subsystem {name}"));
+        lock(&self.subsystems).get(name).cloned().ok_or_else(unknown)
+    }
+
+    pub(super) fn open_controller(
+        &self,
+        subsystem: &str,
+        name: &str,
+        config: &ControllerConfig,
+    ) -> PlaneResult<Option<u16>> {
+        let entry = self.subsystem(subsystem)?;
+        let mut controllers = lock(&entry.controllers);
+        if controllers.contains_key(name) {
+            return refuse(Failure::Exists, format!("controller {name} exists"));
+        }
+        let (exposed, cntlid) = match config.endpoint {
+            Endpoint::Tcp(address) => {
+                if config.cntlid.is_some() {
+                    return refuse(
+                        Failure::Invalid,
+                        "over TCP each association gets a controller identifier of its own",
+                    );
+                }
+                if config.io_queues.is_some() {
+                    return refuse(
+                        Failure::Unsupported,
+                        "the number of queues over TCP cannot be chosen in this version",
+                    );
+                }
+                let shared = |e: &&Exposed| matches!(e, Exposed::Tcp(other) if *other == address);
+                if controllers.values().any(|e| shared(&e)) {
+                    return refuse(
+                        Failure::Exists,
+                        format!("subsystem {subsystem} is shown at {address} already"),
+                    );
+                }
+                let listening = self.target.listen(address, &entry.subsystem).map_err(system(address))?;
+                (Exposed::Tcp(listening), None)
+            }
+            Endpoint::Pcie => {
+                let first = !controllers.values().any(|e| matches!(e, Exposed::Pcie { first: true, .. }));
+                let handle = self.serve_socket(&entry, name, first, config)?;
+                let cntlid = handle.controller().cntlid();
+                (Exposed::Pcie { handle, first }, Some(cntlid))
+            }
+        };
+        controllers.insert(name.to_owned(), exposed);
+        Ok(cntlid)
+    }
+
+    fn serve_socket(
+        &self,
+        entry: &SubsystemEntry,
+        name: &str,
+        first: bool,
+        config: &ControllerConfig,
+    ) -> PlaneResult<Handle> {
+        let path = socket_path(&self.settings.ctrlr_dir, &entry.name, (!first).then_some(name))
+            .map_err(|e| PlaneError::new(Failure::Invalid, e))?;
+        let defaults = Options::default();
+        let options = Options {
+            doorbells: self.settings.doorbells,
+            max_io_queues: config.io_queues.unwrap_or(defaults.max_io_queues),
+            mode: self.settings.socket_mode,
+            group: self.settings.socket_group,
+            ..defaults
+        };
+        let handle = Server::listen(self.next_home(), &entry.subsystem, &path, options)
+            .map_err(system(format!("vfio-user socket {}", path.display())))?;
+        if let Some(cntlid) = config.cntlid.filter(|asked| *asked != handle.controller().cntlid()) {
+            handle.close(ENDING);
+            return refuse(
+                Failure::Unsupported,
+                format!("controller identifier {cntlid} cannot be had: they are given in turn"),
+            );
+        }
+        Ok(handle)
+    }
+
+    pub(super) fn close_controller(&self, subsystem: &str, name: &str) -> PlaneResult<()> {
+        let entry = self.subsystem(subsystem)?;
+        let exposed = lock(&entry.controllers).remove(name);
+        match exposed {
+            Some(exposed) => self.close_exposed(&entry, exposed),
+            None => refuse(Failure::Precondition, format!("there is no controller {name}")),
+        }
+    }
+
+    fn close_exposed(&self, entry: &SubsystemEntry, exposed: Exposed) -> PlaneResult<()> {
+        match exposed {
+            Exposed::Tcp(address) => {
+                self.target.unlisten(address, entry.subsystem.nqn());
+                Ok(())
+            }
+            Exposed::Pcie { handle, .. } => match handle.close(ENDING) {
+                true => Ok(()),
+                false => refuse(Failure::Unavailable, "the controller's I/O does not end"),
+            },
+        }
+    }
+
+    /// Closes all controllers of a subsystem.
+    pub(super) fn close_controllers(&self, entry: &SubsystemEntry) {
+        for (name, exposed) in std::mem::take(&mut *lock(&entry.controllers)) {
+            if let Err(e) = self.close_exposed(entry, exposed) {
+                tracing::warn!(subsystem = entry.name, controller = name, "{e}");
+            }
+        }
+    }
+}
+
+impl SubsystemEntry {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The volumes behind its namespaces.
+    pub(super) fn volumes(&self) -> Vec<Arc<dyn Volume>> {
+        lock(&self.namespaces).values().map(|shown| shown.volume.clone()).collect()
+    }
+
+    /// Ends what is left of it.
+    pub(super) fn close(&self) -> Drain {
+        self.subsystem.close()
+    }
+
+    pub(super) fn add_namespace(&self, config: &NamespaceConfig) -> PlaneResult<()> {
+        let NamespaceConfig { nsid, uuid, nguid, eui64, ref volume } = *config;
+        let before = Counters::from(&volume.stats().snapshot());
+        let mut namespaces = lock(&self.namespaces);
+        if namespaces.contains_key(&nsid) {
+            return refuse(Failure::Exists, format!("nsid {nsid} is in use"));
+        }
+        let namespace = Namespace { nsid, uuid, nguid, eui64, volume: volume.clone() };
+        self.subsystem.add_namespace(namespace).map_err(meaning)?;
+        namespaces.insert(nsid, Shown { volume: volume.clone(), before, going: None });
+        Ok(())
+    }
+
+    pub(super) fn remove_namespace(&self, nsid: u32) -> PlaneResult<()> {
+        let mut namespaces = lock(&self.namespaces);
+        let Some(shown) = namespaces.get_mut(&nsid) else {
+            return refuse(Failure::Precondition, format!("there is no namespace {nsid}"));
+        };
+        // A call before this one may have lost its patience.
+        let drain = match shown.going.take() {
+            Some(drain) => drain,
+            None => self.subsystem.remove_namespace(nsid).map_err(meaning)?,
+        };
+        if !drain.wait(ENDING) {
+            shown.going = Some(drain);
+            return refuse(Failure::Unavailable, format!("I/O of namespace {nsid} does not end"));
+        }
+        namespaces.remove(&nsid);
+        Ok(())
+    }
+
+    /// What was done to the namespace's volume since hosts see it.
+    pub(super) fn namespace_counters(&self, nsid: u32) -> PlaneResult<Counters> {
+        match lock(&self.namespaces).get(&nsid) {
+            Some(shown) => Ok(since(&shown.before, &Counters::from(&shown.volume.stats().snapshot()))),
+            None => refuse(Failure::Precondition, format!("there is no namespace {nsid}")),
+        }
+    }
+
+    pub(super) fn controller_counters(&self, name: &str) -> PlaneResult<Counters> {
+        match lock(&self.controllers).contains_key(name) {
+            true => {
+                refuse(Failure::Unsupported, "controllers are not counted in this version: namespaces are")
+            }
+            false => refuse(Failure::Precondition, format!("there is no controller {name}")),
+        }
+    }
+}
+
+fn since(before: &Counters, now: &Counters) -> Counters {
+    let less = |now: engine::stats::Sums, before: engine::stats::Sums| engine::stats::Sums {
+        ops: now.ops.saturating_sub(before.ops),
+        bytes: now.bytes.saturating_sub(before.bytes),
+        latency_ns: now.latency_ns.saturating_sub(before.latency_ns),
+        errors: now.errors.saturating_sub(before.errors),
+    };
+    Counters {
+        read: less(now.read, before.read),
+        write: less(now.write, before.write),
+        unmap: less(now.unmap, before.unmap),
+    }
+}
+
+fn meaning(e: SubsystemError) -> PlaneError {
+    let failure = match e {
+        SubsystemError::NsidInUse => Failure::Exists,
+        SubsystemError::NoController => Failure::Exhausted,
+        SubsystemError::NoNamespace => Failure::Precondition,
+        _ => Failure::Invalid,
+    };
+    PlaneError::new(failure, e)
+}

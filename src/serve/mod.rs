@@ -1,0 +1,149 @@
+//! `isthmus serve`: shards, the data plane on them, the control plane above, until a signal.
+
+mod end;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use engine::Shards;
+use isthmus::control::{self, Control, config::Config};
+use isthmus::plane::{self, Plane};
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+use crate::cli::{Doorbells, Serve};
+use crate::process;
+use end::Signals;
+
+/// How long calls that are under way may take to end.
+const LAST_CALLS: Duration = Duration::from_secs(5);
+/// How long hosts' I/O and flushes may take to end.
+const LAST_IO: Duration = Duration::from_secs(10);
+
+/// Runs the command.
+///
+/// # Errors
+/// Why it cannot serve, with what to do about it.
+pub fn run(args: &Serve) -> anyhow::Result<()> {
+    if args.die_with_parent {
+        process::die_with_parent()?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("start the control plane's threads")?;
+    let signals = Signals::take(&runtime)?;
+    process::raise_open_files();
+    let settings = settings(args)?;
+    let shards = Shards::start(&shards(args)).context("start the shards")?;
+    let plane = Arc::new(Plane::new(settings, shards.handles())?);
+    let served = serve(args, &runtime, &plane, signals);
+    end::bound();
+    plane.shut_down(LAST_IO);
+    runtime.shutdown_timeout(LAST_CALLS);
+    drop(plane);
+    shards.stop();
+    served
+}
+
+/// Restores what is declared, and answers calls until a signal comes.
+fn serve(args: &Serve, runtime: &Runtime, plane: &Arc<Plane>, mut signals: Signals) -> anyhow::Result<()> {
+    let control = Control::open(plane.clone(), &args.state_dir, args.kek_file.as_deref())?;
+    runtime.block_on(async {
+        if let Some(file) = &args.config {
+            declare(&control, file).await?;
+        }
+        let addr = args.grpc_addr;
+        let listener = TcpListener::bind(addr).await.with_context(|| format!("--grpc-addr {addr}"))?;
+        warn_of_strangers(addr);
+        let stop = async move {
+            signals.first().await;
+            notify(NotifyState::Stopping);
+        };
+        tracing::info!(grpc = %addr, ctrlr_dir = %args.ctrlr_dir.display(), "ready");
+        notify(NotifyState::Ready);
+        control::serve(control, listener, stop).await?;
+        Ok(())
+    })
+}
+
+/// Declares the objects of a file; those that need a remote that does not answer yet are declared when it does.
+async fn declare(control: &Control, file: &Path) -> anyhow::Result<()> {
+    let config = Config::read(control, file)?;
+    match config.apply(control).await {
+        Err(error) if error.is_transient() => {
+            tracing::warn!("{error}; it is tried again");
+            let control = control.clone();
+            tokio::spawn(async move {
+                if let Err(error) = config.apply_in_time(&control).await {
+                    tracing::error!("{error}");
+                }
+            });
+            Ok(())
+        }
+        applied => Ok(applied?),
+    }
+}
+
+fn settings(args: &Serve) -> anyhow::Result<plane::Settings> {
+    let ctrlr_dir = absolute(&args.ctrlr_dir)?;
+    std::fs::create_dir_all(&ctrlr_dir).with_context(|| format!("--ctrlr-dir {}", ctrlr_dir.display()))?;
+    let aio_dir = args.aio_dir.as_deref().map(absolute).transpose()?;
+    if let Some(dir) = &aio_dir {
+        ensure!(dir.is_dir(), "--aio-dir {}: not a directory", dir.display());
+    }
+    Ok(plane::Settings {
+        aio_dir,
+        ctrlr_dir,
+        socket_mode: args.socket_mode,
+        socket_group: args.socket_group.as_deref().map(group).transpose()?,
+        doorbells: match args.doorbells {
+            Doorbells::Mapped => plane::Doorbells::Mapped,
+            Doorbells::Trapped => plane::Doorbells::Trapped,
+        },
+    })
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{}", path.display()))
+}
+
+/// The number of a group that is given by name or number.
+fn group(text: &str) -> anyhow::Result<u32> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    match nix::unistd::Group::from_name(text).with_context(|| format!("--socket-group {text}"))? {
+        Some(group) => Ok(group.gid.as_raw()),
+        None => bail!("--socket-group {text}: there is no such group"),
+    }
+}
+
+fn shards(args: &Serve) -> engine::Config {
+    let cpus = match &args.cpus {
+        Some(cpus) => cpus.0.iter().copied().map(Some).collect(),
+        None => vec![None; args.shards.max(1)],
+    };
+    engine::Config { cpus, ..engine::Config::default() }
+}
+
+fn warn_of_strangers(addr: SocketAddr) {
+    if !addr.ip().to_canonical().is_loopback() {
+        tracing::warn!(
+            %addr,
+            "gRPC is open to the network without TLS: whoever reaches it controls all volumes, and reads keys on the way"
+        );
+    }
+}
+
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(false, &[state]) {
+        tracing::warn!(%error, "cannot tell the service manager");
+    }
+}
