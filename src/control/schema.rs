@@ -98,11 +98,12 @@ fn missing(message: &DynamicMessage, path: &str) -> Option<String> {
 fn difference(a: &DynamicMessage, b: &DynamicMessage) -> Option<String> {
     a.descriptor().fields().find_map(|field| {
         let (x, y) = (a.get_field(&field), b.get_field(&field));
-        if a.has_field(&field) == b.has_field(&field) && x == y {
+        let both = a.has_field(&field) == b.has_field(&field);
+        if both && x == y {
             return None;
         }
         let within = match (x.as_message(), y.as_message()) {
-            (Some(x), Some(y)) => difference(x, y),
+            (Some(x), Some(y)) if both => difference(x, y),
             _ => None,
         };
         Some(within.map_or_else(|| field.name().to_owned(), |rest| format!("{}.{rest}", field.name())))

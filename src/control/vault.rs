@@ -56,7 +56,7 @@ impl Vault {
             }
             read => read?,
         };
-        let cipher = Aes256Gcm::new_from_slice(&*kek).map_err(|_| VaultError::Size(path))?;
+        let cipher = Aes256Gcm::new_from_slice(&kek).map_err(|_| VaultError::Size(path))?;
         Ok(Vault(cipher))
     }
 

@@ -1,1 +1,0 @@
-//! The control plane over a data plane that only keeps a log.

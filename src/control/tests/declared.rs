@@ -1,0 +1,110 @@
+use super::*;
+use crate::control::config::{Config, ConfigError};
+
+impl House {
+    async fn declare(&self, text: &str) -> Result<(), ConfigError> {
+        let path = self.dir.path().join("objects.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::read(&self.control, &path)?.apply(&self.control).await
+    }
+}
+
+#[tokio::test]
+async fn a_file_declares_what_does_not_exist_yet() {
+    let house = House::new();
+    house.plane.set_size("nvme", 100);
+    std::fs::write(house.dir.path().join("key"), [9; 32]).unwrap();
+    let text = r#"
+        [[nvme_namespaces]]
+        id = "disk"
+        parent = "subsys"
+        spec = { volume_name_ref = "crypt" }
+
+        [[nvme_controllers]]
+        id = "ctrl"
+        parent = "nvmeSubsystems/subsys"
+        [nvme_controllers.spec]
+        trtype = "NVME_TRANSPORT_TYPE_PCIE"
+        pcie_id = { port_id = 0, physical_function = 0, virtual_function = 0 }
+
+        [[nvme_subsystems]]
+        id = "subsys"
+        spec = { nqn = "nqn.2024-01.com.example:subsys" }
+
+        [[qos_volumes]]
+        id = "limit"
+        volume_name_ref = "crypt"
+        limits = { max = { rw_iops_kiops = 5 } }
+
+        [[encrypted_volumes]]
+        id = "other"
+        volume_name_ref = "limit"
+        cipher = "ENCRYPTION_TYPE_AES_XTS_128"
+        key = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="
+
+        [[encrypted_volumes]]
+        id = "crypt"
+        volume_name_ref = "nvmen1"
+        cipher = "ENCRYPTION_TYPE_AES_XTS_128"
+        key_file = "KEY"
+
+        [[nvme_remote_controllers]]
+        id = "nvme"
+        multipath = "NVME_MULTIPATH_DISABLE"
+
+        [[nvme_paths]]
+        id = "path"
+        parent = "nvme"
+        trtype = "NVME_TRANSPORT_TYPE_TCP"
+        traddr = "127.0.0.1"
+        fabrics = { trsvcid = 4420, subnqn = "nqn.2024-01.com.example:remote", adrfam = "NVME_ADDRESS_FAMILY_IPV4" }
+    "#;
+    let text = text.replace("KEY", house.dir.path().join("key").to_str().unwrap());
+    let text = text.replace("volume_name_ref = \"crypt\" }", "volume_name_ref = \"other\" }");
+    house.declare(&text).await.unwrap();
+    let log = house.log();
+    let order: Vec<_> = log.iter().map(|line| line.split(' ').next().unwrap()).collect();
+    let expected =
+        ["remote", "path", "remote", "crypt", "qos", "crypt", "subsystem", "namespace", "controller"];
+    assert_eq!(order, expected);
+    assert_eq!(*house.plane.keys.lock().unwrap(), [vec![9; 32], vec![7; 32]]);
+    house.declare(&text).await.unwrap();
+    assert!(house.log().is_empty(), "declared again, nothing changes");
+    let error = house.declare(&text.replace("rw_iops_kiops = 5", "rw_iops_kiops = 6")).await.unwrap_err();
+    let message = "volumes/limit already exists with another qos_volume.limits.max.rw_iops_kiops";
+    assert!(error.to_string().ends_with(message), "{error}");
+}
+
+#[tokio::test]
+async fn mistakes_are_named_with_their_place() {
+    let house = House::new();
+    for (text, why) in [
+        ("nonsense", "objects.toml: TOML parse error"),
+        ("[[disks]]\nid = \"disk\"", "objects.toml: `disks` is not a kind of object"),
+        ("[malloc_volumes]\nid = \"disk\"", "`malloc_volumes` is not an array: write [[malloc_volumes]]"),
+        ("[[malloc_volumes]]\nblock_size = 512", "malloc_volumes 1: missing required field: id"),
+        ("[[malloc_volumes]]\nid = \"disk\"\nblocksize = 512", "malloc_volumes 1: "),
+        (
+            "[[malloc_volumes]]\nid = \"disk\"\nblock_size = 512",
+            "malloc_volumes disk: missing required field: malloc_volume.blocks_count",
+        ),
+        ("[[malloc_volumes]]\nid = \"disk\"\nkey = \"\"", "malloc_volumes 1: key: this kind has none"),
+        (
+            "[[qos_volumes]]\nid = \"limit\"\nvolume_name_ref = \"none\"\nlimits = { max = { rw_iops_kiops = 1 } }",
+            "qos_volumes limit: unable to find volume none",
+        ),
+    ] {
+        let error = house.declare(text).await.unwrap_err().to_string();
+        assert!(error.contains(why), "{error}\n{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_remote_that_does_not_answer_may_later() {
+    let house = House::new();
+    house.remote("nvme").await;
+    let text = "[[qos_volumes]]\nid = \"limit\"\nvolume_name_ref = \"nvmen1\"\nlimits = { max = { rw_iops_kiops = 1 } }";
+    assert!(house.declare(text).await.unwrap_err().is_transient());
+    house.plane.set_size("nvme", 100);
+    house.declare(text).await.unwrap();
+}
