@@ -87,3 +87,26 @@ impl TurnEnd for Budget {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use engine::Sim;
+
+    use super::*;
+
+    #[test]
+    fn leases_are_bounded_and_given_back() {
+        let sim = Sim::new(1).unwrap();
+        sim.on(0, |shard| {
+            let budget = Budget::new(shard, 100);
+            let large = budget.lease(1000).expect("one command always runs");
+            assert!(budget.lease(1).is_none());
+            drop(large);
+            let two = (budget.lease(60).unwrap(), budget.lease(40).unwrap());
+            assert!(budget.lease(1).is_none());
+            drop(two.0);
+            assert!(budget.lease(61).is_none());
+            assert!(budget.lease(60).is_some());
+        });
+    }
+}

@@ -272,3 +272,127 @@ impl Framer {
         self.layout = None;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nvme_proto::tcp::{CapsuleCmd, DataHdr, IcReq};
+    use nvme_proto::zerocopy::{FromZeros, IntoBytes};
+
+    use super::*;
+
+    const CAPSULE: usize = 8192;
+    const H2CDATA: usize = 128 << 10;
+
+    /// Feeds a stream in pieces of at most `piece` bytes; the types and data of the PDUs that it holds.
+    fn frames(framer: &mut Framer, mut stream: &[u8], piece: usize) -> Result<Vec<(u8, Vec<u8>)>, Fatal> {
+        let mut found = Vec::new();
+        let mut data = Vec::new();
+        loop {
+            let want = framer.want();
+            if want == Want::Whole {
+                found.push((framer.pdu_type().unwrap().0, std::mem::take(&mut data)));
+                let agreed = Agreed { hdgst: true, ddgst: true, hpda: 4 };
+                if found.last().unwrap().0 == PduType::IcReq.0 {
+                    framer.initialised(agreed);
+                }
+                framer.next();
+                continue;
+            }
+            if stream.is_empty() {
+                return Ok(found);
+            }
+            let (Want::Header(n) | Want::Pad(n) | Want::Data(n) | Want::Digest(n)) = want else { panic!() };
+            let (now, rest) = stream.split_at(n.min(piece).min(stream.len()));
+            stream = rest;
+            match want {
+                Want::Header(_) => drop(framer.header(now)?),
+                Want::Pad(_) => framer.passed(now.len()),
+                Want::Digest(_) => framer.digest(now),
+                _ => {
+                    data.extend_from_slice(now);
+                    framer.passed(now.len());
+                }
+            }
+        }
+    }
+
+    fn icreq() -> Vec<u8> {
+        let mut request = IcReq::new_zeroed();
+        request.ch = CommonHdr { pdu_type: PduType::IcReq, flags: 0, hlen: 128, pdo: 0, plen: 128 };
+        request.as_bytes().to_vec()
+    }
+
+    /// A PDU with both digests, its data after `pad` bytes of junk.
+    fn pdu(header: &[u8], pdu_type: PduType, pad: usize, data: &[u8]) -> Vec<u8> {
+        let mut bytes = header.to_vec();
+        let pdo = bytes.len() + 4 + pad;
+        let digest = if data.is_empty() { 0 } else { 4 };
+        bytes[0] = pdu_type.0;
+        bytes[1] = flags::HDGSTF | if digest > 0 { flags::DDGSTF } else { 0 };
+        bytes[2] = header.len() as u8;
+        bytes[3] = if digest > 0 { pdo as u8 } else { 0 };
+        let plen = if digest > 0 { pdo + data.len() + digest } else { header.len() + 4 };
+        bytes[4..8].copy_from_slice(&(plen as u32).to_le_bytes());
+        bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+        if digest > 0 {
+            bytes.extend(vec![0xaa; pad]);
+            bytes.extend_from_slice(data);
+            bytes.extend(crc32c::crc32c(data).to_le_bytes());
+        }
+        bytes
+    }
+
+    fn stream() -> Vec<u8> {
+        let (command, data) = (CapsuleCmd::new_zeroed(), DataHdr::new_zeroed());
+        [
+            icreq(),
+            pdu(command.as_bytes(), PduType::CapsuleCmd, 0, &[]),
+            pdu(command.as_bytes(), PduType::CapsuleCmd, 12, &[1; 100]),
+            pdu(data.as_bytes(), PduType::H2cData, 0, &[2; 5000]),
+            pdu(command.as_bytes(), PduType::CapsuleCmd, 0, &[3; CAPSULE]),
+        ]
+        .concat()
+    }
+
+    /// A.17
+    #[test]
+    fn pdus_are_found_wherever_segments_end() {
+        let want = [(0, vec![]), (4, vec![]), (4, vec![1; 100]), (6, vec![2; 5000]), (4, vec![3; CAPSULE])];
+        for piece in [1, 2, 3, 7, 8, 71, 72, 73, 4096, usize::MAX] {
+            let mut framer = Framer::new(CAPSULE, H2CDATA);
+            assert_eq!(frames(&mut framer, &stream(), piece).unwrap(), want, "pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn the_data_digest_is_kept() {
+        let mut framer = Framer::new(CAPSULE, H2CDATA);
+        frames(&mut framer, &icreq(), 5).unwrap();
+        let command = CapsuleCmd::new_zeroed();
+        let bytes = pdu(command.as_bytes(), PduType::CapsuleCmd, 0, &[9; 512]);
+        let (most, last) = bytes.split_at(bytes.len() - 1);
+        frames(&mut framer, most, usize::MAX).unwrap();
+        assert_eq!(framer.want(), Want::Digest(1));
+        framer.digest(last);
+        assert_eq!(framer.want(), Want::Whole);
+        assert_eq!(framer.data_digest(), Some(crc32c::crc32c(&[9; 512])));
+    }
+
+    /// A: every byte of a stream changed to other values: it is refused or it is taken, and what is taken never
+    /// exceeds what capsules and H2CData may carry.
+    #[test]
+    fn changed_bytes_never_make_more_than_the_limits() {
+        let whole = stream();
+        for at in (0..whole.len()).filter(|at| *at < 128 + 400 || at % 997 == 0) {
+            for change in [1u8, 0x80, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= change;
+                let mut framer = Framer::new(CAPSULE, H2CDATA);
+                if let Ok(found) = frames(&mut framer, &bytes, 61) {
+                    assert!(found.iter().all(|(_, data)| data.len() <= H2CDATA));
+                    assert!(found.iter().all(|(t, data)| *t != 4 || data.len() <= CAPSULE));
+                }
+            }
+        }
+    }
+}
