@@ -251,6 +251,11 @@ impl Io {
         }
     }
 
+    /// Drops the I/O with its memory and tells nobody.
+    pub(crate) fn abandon(mut self) {
+        drop(std::mem::take(&mut self.0.frames));
+    }
+
     /// Whether any of the memory, here or of a layer above, belongs to a guest region.
     pub fn touches(&self, region: RegionId) -> bool {
         let in_request = |r: &Request| r.sgl.touches(region);

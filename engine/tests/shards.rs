@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use engine::mem::{Mapping, Sgl};
+use engine::mem::{Buf, Mapping, Sgl};
 use engine::ring::RingOp;
 use engine::testing::{Collector, bytes, filled};
 use engine::{
@@ -124,6 +124,26 @@ fn a_revoke_crosses_too_and_takes_only_its_scope() {
     volume.memory.sgl(0, 512).unwrap().copy_out(0, &mut first);
     volume.memory.sgl(512, 512).unwrap().copy_out(0, &mut second);
     assert_eq!((first, second), ([0; 512], [2; 512]));
+}
+
+#[test]
+fn a_shard_that_ends_lets_the_memory_of_io_go() {
+    let sim = Sim::new(2).unwrap();
+    let volume = Slow::new(Some(sim.handles()[0].clone()), false);
+    let (far, near) = (open(&sim, 1, &volume), open(&sim, 0, &volume));
+    let c = Collector::new();
+    let buf = Buf::new(512);
+    let submit = |tag| sim.on(0, |_| c.submit(&near, tag, Op::Write { fua: false }, 0, 1, buf.sgl(0, 512)));
+    submit(1);
+    sim.on(0, |_| near.revoke(Scope::All));
+    // The first has completed and is not delivered yet; the second is in its channel.
+    submit(2);
+    drop(sim);
+    assert!(!buf.is_unique());
+    near.revoke(Scope::All);
+    assert!(buf.is_unique(), "nobody is told any more, and nothing is kept");
+    drop((near, far));
+    assert_eq!((c.count(), Arc::strong_count(&volume)), (0, 1));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use engine::{Config, Poller, PollerId, Shard, Shards, Sim, Task, Wake};
@@ -142,6 +142,82 @@ fn a_task_may_end_itself_or_another() {
     sim.advance(Duration::from_secs(10));
     assert_eq!(steps.get(), 1, "the first ended the others before their turn");
     assert_eq!(Rc::strong_count(&alive), 1, "nothing of them is left");
+}
+
+/// An object that keeps its shard, as channels do.
+struct Keeper(#[expect(dead_code, reason = "it is kept, and nothing more")] Shard, Sender<()>);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.1.send(()).unwrap();
+    }
+}
+
+#[test]
+fn a_shard_that_ends_lets_go_of_everything_and_answers_nobody() {
+    let shards = Shards::start(&Config::default()).unwrap();
+    let handle = shards.handles()[0].clone();
+    let (tx, gone) = channel();
+    handle.run(move |shard| {
+        let keeper = |tx: &Sender<()>| Rc::new(Keeper(shard.clone(), tx.clone()));
+        shard.put_local(1, keeper(&tx));
+        let (in_task, sleeper) = (keeper(&tx), shard.clone());
+        let task = async move {
+            sleeper.sleep(Duration::from_secs(3600)).await;
+            drop(in_task);
+        };
+        shard.spawn(task).detach();
+    });
+    // Dropping is stopping.
+    drop(shards);
+    assert_eq!(gone.iter().count(), 2);
+    assert_eq!(handle.call(|shard| shard.id()), None);
+}
+
+#[test]
+fn a_shard_that_panics_leaves_nobody_waiting() {
+    let shards = Shards::start(&Config::default()).unwrap();
+    let handle = shards.handles()[0].clone();
+    handle.run(|shard| {
+        shard.put_local(1, Rc::new(shard.clone()));
+        panic!("on purpose");
+    });
+    assert_eq!(handle.call(|shard| shard.id()), None);
+}
+
+#[test]
+fn objects_may_use_the_shard_while_they_go() {
+    struct Last(Shard, PollerId);
+    impl Drop for Last {
+        fn drop(&mut self) {
+            self.0.take_local(8);
+            self.0.remove_poller(self.1);
+        }
+    }
+    impl Poller for Last {
+        fn poll(self: Rc<Self>) -> bool {
+            false
+        }
+        /// One that goes away when it is asked whether the shard may sleep.
+        fn sleep(&self) -> Wake {
+            self.0.remove_poller(self.1);
+            Wake::Event
+        }
+    }
+    let shards = Shards::start(&Config { spin: Duration::ZERO, ..Config::default() }).unwrap();
+    let done = shards.handles()[0].call(|shard| {
+        let counter = Counter { turns: Cell::new(0), shard: shard.clone(), takes_out: Cell::new(None) };
+        let id = shard.add_poller(Rc::new(counter));
+        let outer = shard.add_poller(Rc::new(Last(shard.clone(), id)));
+        shard.put_local(7, Rc::new(Last(shard.clone(), outer)));
+        shard.put_local(7, Rc::new(()));
+        let again = shard.add_poller(Rc::new(Last(shard.clone(), id)));
+        shard.remove_poller(again);
+        shard.add_poller(Rc::new(Last(shard.clone(), id)));
+    });
+    assert_eq!(done, Some(()));
+    assert_eq!(shards.handles()[0].call(|shard| shard.id()), Some(0), "it slept and woke");
+    shards.stop();
 }
 
 #[test]

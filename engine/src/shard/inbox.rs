@@ -1,6 +1,6 @@
 //! What other threads ask of a shard: closures, run in its next turn.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -58,7 +58,8 @@ impl std::fmt::Debug for ShardHandle {
 
 pub(super) struct Inbox {
     id: usize,
-    from: Receiver<Message>,
+    /// `None` when the shard has ended.
+    from: RefCell<Option<Receiver<Message>>>,
     to: Sender<Message>,
     /// A message taken while looking whether there is one.
     next: Cell<Option<Message>>,
@@ -70,7 +71,7 @@ impl Inbox {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (to, from) = channel();
         let wake = Arc::new(Bell { asleep: AtomicBool::new(false), event: Arc::new(event.into()) });
-        Ok(Inbox { id, from, to, next: Cell::new(None), wake })
+        Ok(Inbox { id, from: RefCell::new(Some(from)), to, next: Cell::new(None), wake })
     }
 
     pub(super) fn handle(&self) -> ShardHandle {
@@ -81,7 +82,13 @@ impl Inbox {
         if let Some(m) = self.next.take() {
             return Some(m);
         }
-        self.from.try_recv().ok()
+        self.from.borrow().as_ref()?.try_recv().ok()
+    }
+
+    /// Takes no more messages, and drops those that have come.
+    pub(super) fn close(&self) {
+        let unseen = (self.next.take(), self.from.take());
+        drop(unseen);
     }
 
     /// Runs what is there, up to a budget.

@@ -32,16 +32,18 @@ pub(crate) fn now() -> u64 {
     CURRENT.with_borrow(|s| s.as_ref().map_or(0, Shard::now))
 }
 
+/// Puts `io` on the list of what has completed, for this turn of this thread's shard.
 pub(crate) fn completed(io: Io, result: IoResult) {
-    let orphan = CURRENT.with_borrow(|s| match s {
-        Some(shard) => {
-            shard.0.completed.borrow_mut().push_back((io, result));
-            None
+    let mut io = Some(io);
+    let _ = CURRENT.try_with(|current| {
+        if let Some(shard) = &*current.borrow() {
+            shard.0.completed.borrow_mut().extend(io.take().map(|io| (io, result)));
         }
-        None => Some(io),
     });
-    // Outside a turn the shard is gone, and with it everyone who waits.
-    std::mem::forget(orphan);
+    if let Some(io) = io {
+        // Outside a turn the shard has ended, and with it everyone who waits: the memory is let go, nobody is told.
+        io.abandon();
+    }
 }
 
 /// Who is called at the end of a batch: see [`Shard::at_turn_end`].
@@ -176,7 +178,8 @@ impl Shard {
 
     /// Keeps `object` on this shard under `key`, for closures that come from elsewhere; the one that was there goes.
     pub fn put_local(&self, key: u64, object: Rc<dyn Any>) {
-        self.0.locals.borrow_mut().insert(key, object);
+        let before = self.0.locals.borrow_mut().insert(key, object);
+        drop(before);
     }
 
     /// The object under `key`, if it is a `T`.
@@ -207,10 +210,25 @@ impl Shard {
 
     /// Runs `f` as this shard.
     fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
-        let before = CURRENT.replace(Some(self.clone()));
-        let result = f();
-        CURRENT.set(before);
-        result
+        struct Leave(Option<Shard>);
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                CURRENT.set(self.0.take());
+            }
+        }
+        let _leave = Leave(CURRENT.replace(Some(self.clone())));
+        f()
+    }
+
+    /// Lets go of all that the shard keeps, since much of that keeps the shard. Messages that it has not seen are
+    /// dropped, and those who wait for their answers hear that there is none.
+    fn close(&self) {
+        let shard = &self.0;
+        shard.inbox.close();
+        shard.tasks.clear();
+        shard.pollers.clear();
+        shard.timers.clear();
+        drop((shard.dirty.take(), shard.ends.take(), shard.locals.take(), shard.completed.take()));
     }
 
     /// One turn, without the wait at its end. Whether anything happened.

@@ -44,8 +44,12 @@ impl Pollers {
     }
 
     pub(super) fn remove(&self, id: PollerId) {
-        self.all.borrow_mut().try_remove(id.0);
-        self.walk.borrow_mut().clear();
+        let gone = (self.all.borrow_mut().try_remove(id.0), self.walk.take());
+        drop(gone);
+    }
+
+    pub(super) fn clear(&self) {
+        drop((self.all.take(), self.walk.take()));
     }
 
     fn refresh(&self) {
@@ -69,14 +73,17 @@ impl Pollers {
 
     pub(super) fn sleep(&self) -> Wake {
         self.refresh();
-        let mut wake = Wake::Event;
-        for poller in self.walk.borrow().iter() {
+        let (mut wake, mut at) = (Wake::Event, 0);
+        loop {
+            let Some(poller) = self.walk.borrow().get(at).cloned() else { break };
             match poller.sleep() {
                 Wake::Busy => return Wake::Busy,
                 Wake::Look => wake = Wake::Look,
                 Wake::Event => {}
             }
+            at += 1;
         }
-        wake
+        // One that came or went meanwhile cut the walk short.
+        if at == self.all.borrow().len() { wake } else { Wake::Busy }
     }
 }

@@ -64,7 +64,9 @@ impl Shards {
                     Err(e) => return drop(tx.send(Err(e))),
                 };
                 let _ = tx.send(Ok(shard.handle()));
-                work(&shard, &config, &theirs);
+                // Also when it panics: nobody is to wait for a shard that has ended.
+                let shard = Closing(shard);
+                work(&shard.0, &config, &theirs);
             };
             let thread = std::thread::Builder::new().name(format!("shard{id}")).spawn(run)?;
             let handle = rx.recv().map_err(|_| io::Error::other("the shard ended at once"))??;
@@ -88,14 +90,29 @@ impl Shards {
         self.usage.iter().map(share).collect()
     }
 
-    /// Stops them after their present turn and waits: the caller has drained them before.
+    /// Stops them after their present turn and waits: the caller has drained them before. Dropping them is the same.
     pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Shards {
+    fn drop(&mut self) {
         for handle in &self.handles {
             handle.run(|shard| shard.0.stopping.set(true));
         }
-        for thread in self.threads {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+/// A shard that is closed when its thread ends.
+struct Closing(Shard);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -272,5 +289,6 @@ impl Drop for Sim {
         for shard in &self.shards {
             shard.enter(|| shard.0.ring.drain());
         }
+        self.shards.iter().for_each(Shard::close);
     }
 }

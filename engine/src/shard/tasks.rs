@@ -89,6 +89,10 @@ impl Tasks {
         Task { key, seq, of: Rc::downgrade(&self.0) }
     }
 
+    pub(super) fn clear(&self) {
+        drop(self.0.slots.take());
+    }
+
     pub(super) fn has_ready(&self) -> bool {
         !self.0.ready.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }

@@ -43,6 +43,10 @@ impl Timers {
         drop(gone);
     }
 
+    pub(super) fn clear(&self) {
+        drop(self.all.take());
+    }
+
     /// When the first one is due.
     pub(super) fn first(&self) -> Option<u64> {
         self.all.borrow().keys().next().map(|id| id.at)
