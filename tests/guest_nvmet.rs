@@ -15,7 +15,7 @@ const LOCAL: &str = "nqn.2025-01.test.isthmus:local";
 
 const SCRIPT: &str = r#"
 modprobe nvme_tcp
-modprobe brd rd_nr=2 rd_size=65536
+modprobe brd rd_nr=2 rd_size=40960
 export_nvmet $REMOTE-plain /dev/ram0
 export_nvmet $REMOTE-digests /dev/ram1
 [ "$(ask exported)" = declared ]

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::chain::{Chain, Disk};
+use common::chain::{Chain, Disk, LOCAL};
 use guest::Builder;
 
 /// The bytes 0 to 31 and 0 to 63.
@@ -25,13 +25,13 @@ const DISKS: [Disk; 4] = [
 ];
 
 const WHOLE: &str = r#"
-disk=/dev/nvme0n1
+disk=$(disk_of $NQN 1)
 if [ "$(ask boot)" = first ]; then
-    ls -l /dev/nvme*
     for number in 1 2 3 4; do
-        verify /dev/nvme0n$number 16m
+        coded=$(disk_of $NQN $number)
+        verify $coded 16m
         yes plain-for-isthmus-$number | head -c 1048576 >/tmp/pattern
-        dd if=/tmp/pattern of=/dev/nvme0n$number bs=64k seek=2016 oflag=direct conv=fsync 2>/dev/null
+        dd if=/tmp/pattern of=$coded bs=64k seek=2016 oflag=direct conv=fsync 2>/dev/null
     done
     mark files
     mkfs.ext4 -q $disk 65536k
@@ -58,7 +58,7 @@ const PATTERN_SIZE: u64 = 1 << 20;
 
 #[test]
 fn a_file_system_outlives_a_reboot_and_the_remote_holds_ciphertext_alone() {
-    let Some(guest) = Builder::new("vfio-user", WHOLE) else { return };
+    let Some(guest) = Builder::new("vfio-user", &format!("NQN={LOCAL}\n{WHOLE}")) else { return };
     let Some(chain) = Chain::build(&DISKS, &["--shards", "2"]) else { return };
     let printed = guest.vfio_user(&chain.socket()).reboots().run_with(|guest| {
         guest.wait_for_mark("boot")?;

@@ -6,7 +6,8 @@ use super::opi::Opi;
 use super::server::Server;
 
 const REMOTE: &str = "nqn.2025-01.test.isthmus:remote";
-const LOCAL: &str = "nqn.2025-01.test.isthmus:local";
+/// The subsystem that the bridge exports.
+pub const LOCAL: &str = "nqn.2025-01.test.isthmus:local";
 
 /// How large each disk is.
 pub const SIZE: u64 = 128 << 20;

@@ -20,19 +20,20 @@ verify() {
     grep -E 'IOPS=' /tmp/fio.log
 }
 
-# The disk of a subsystem that this kernel is connected to: disk_of NQN NSID
+# The disk of a subsystem's namespace; the kernel numbers disks in the order in which it happens to find them:
+# disk_of NQN NSID
 disk_of() {
     for tries in 1 2 3 4 5 6 7 8 9 10; do
-        for subsystem in /sys/class/nvme-subsystem/*; do
-            if [ "$(cat "$subsystem/subsysnqn" 2>/dev/null)" = "$1" ]; then
-                for disk in "$subsystem"/nvme*n"$2"; do
-                    [ -e "$disk" ] && [ -b "/dev/${disk##*/}" ] && { echo "/dev/${disk##*/}"; return; }
-                done
+        for disk in /sys/class/nvme-subsystem/*/nvme*n*; do
+            if [ "$(cat "${disk%/*}/subsysnqn" 2>/dev/null)" = "$1" ] && [ "$(cat "$disk/nsid" 2>/dev/null)" = "$2" ] &&
+                [ -b "/dev/${disk##*/}" ]; then
+                echo "/dev/${disk##*/}"
+                return
             fi
         done
         sleep 1
     done
-    echo "no disk of $1" >&2
+    echo "no disk $2 of $1" >&2
     return 1
 }
 
