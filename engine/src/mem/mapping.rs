@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use smallvec::SmallVec;
@@ -27,7 +27,6 @@ pub struct Mapping {
     skip: usize,
     len: usize,
     watch: Option<sigbus::Watch>,
-    condemned: Arc<AtomicBool>,
 }
 
 // SAFETY: the mapping is plain memory, reached by raw copies and atomics only, and unmapped once.
@@ -48,7 +47,7 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let base =
             unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
-        Ok(Mapping { base: base.cast(), mapped: len, skip: 0, len, watch: None, condemned: Arc::default() })
+        Ok(Mapping { base: base.cast(), mapped: len, skip: 0, len, watch: None })
     }
 
     /// Bytes `offset .. offset + len` of `file`, shared with whoever else maps them, writable or not.
@@ -66,14 +65,12 @@ impl Mapping {
         let prot = if writable { ProtFlags::PROT_READ | ProtFlags::PROT_WRITE } else { ProtFlags::PROT_READ };
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let base = unsafe { mmap(None, size, prot, MapFlags::MAP_SHARED, file.as_fd(), start) }?.cast();
-        let condemned = Arc::new(AtomicBool::new(false));
-        let watch = sigbus::Watch::new(base, mapped, condemned.clone());
-        let Some(watch) = watch else {
+        let Some(watch) = sigbus::Watch::new(base, mapped) else {
             // SAFETY: mapped just above, and nothing refers to it.
             let _ = unsafe { munmap(base.cast(), mapped) };
             return Err(io::Error::other("too many memory maps in this process"));
         };
-        Ok(Mapping { base, mapped, skip: skip as usize, len, watch: Some(watch), condemned })
+        Ok(Mapping { base, mapped, skip: skip as usize, len, watch: Some(watch) })
     }
 
     /// A new memory file of `len` bytes (`memfd_create`), to be shared with a peer, and our mapping of it.
@@ -103,7 +100,7 @@ impl Mapping {
 
     /// Whether an access found the file behind the mapping gone.
     pub fn is_condemned(&self) -> bool {
-        self.condemned.load(Ordering::Relaxed)
+        self.watch.as_ref().is_some_and(sigbus::Watch::is_condemned)
     }
 
     pub(super) fn seg(&self, at: usize, len: usize) -> Option<Seg> {
@@ -180,16 +177,50 @@ mod tests {
 
     #[test]
     fn a_truncated_file_condemns_its_mapping_and_kills_nobody() {
-        let fd = nix::sys::memfd::memfd_create("short", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
-        let file = File::from(fd);
-        file.set_len(16384).unwrap();
-        let map = Arc::new(Mapping::shared(&file.try_clone().unwrap().into(), 0, 16384, true).unwrap());
-        file.set_len(4096).unwrap();
+        let map = truncated();
         let mut back = [1; 64];
         map.sgl(8192, 64).unwrap().copy_out(0, &mut back);
         assert_eq!(back, [0; 64]);
         assert!(map.is_condemned());
         map.sgl(8192, 64).unwrap().copy_in(0, &[1; 64]);
+    }
+
+    /// A mapping of four pages, of which the file has one.
+    fn truncated() -> Arc<Mapping> {
+        let fd = nix::sys::memfd::memfd_create("short", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
+        let file = File::from(fd);
+        file.set_len(16384).unwrap();
+        let map = Mapping::shared(&file.try_clone().unwrap().into(), 0, 16384, true).unwrap();
+        file.set_len(4096).unwrap();
+        Arc::new(map)
+    }
+
+    #[test]
+    fn each_mapping_is_condemned_for_itself_alone_while_others_come_and_go() {
+        let turn = || {
+            for _ in 0..500 {
+                let (short, other) = (truncated(), Mapping::memfd("other", 8192).unwrap().0);
+                assert!(!short.is_condemned(), "nothing is left of who was watched here before");
+                short.sgl(8192, 64).unwrap().zero(0, 64);
+                assert!(short.is_condemned() && !other.is_condemned());
+            }
+        };
+        std::thread::scope(|scope| [(); 3].map(|()| scope.spawn(turn)).map(|t| t.join().unwrap()));
+    }
+
+    #[test]
+    fn a_truncated_file_of_huge_pages_kills_nobody_either() {
+        use nix::sys::memfd::{MFdFlags, memfd_create};
+        const HUGE: usize = 2 << 20;
+        let Ok(fd) = memfd_create("huge", MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB) else { return };
+        let file = File::from(fd);
+        file.set_len(HUGE as u64).unwrap();
+        // Only where the machine has such pages.
+        let Ok(map) = Mapping::shared(&file.try_clone().unwrap().into(), 0, HUGE, true) else { return };
+        file.set_len(0).unwrap();
+        let map = Arc::new(map);
+        map.sgl(4096, 64).unwrap().copy_in(0, &[1; 64]);
+        assert!(map.is_condemned());
     }
 
     #[test]

@@ -5,27 +5,37 @@
 //! async-signal-safe: it walks a fixed table of atomics and calls mmap(2).
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Mappings that can be watched at one time, in the whole process.
 const SLOTS: usize = 16384;
 
+/// A slot is never freed, so that the handler may look at any of them at any time.
 struct Slot {
+    /// Zero while the range is not (or no longer) watched.
     start: AtomicUsize,
     end: AtomicUsize,
-    condemned: AtomicPtr<AtomicBool>,
+    condemned: AtomicBool,
     taken: AtomicBool,
 }
 
-static TABLE: [Slot; SLOTS] = [const {
-    Slot {
-        start: AtomicUsize::new(0),
-        end: AtomicUsize::new(0),
-        condemned: AtomicPtr::new(std::ptr::null_mut()),
-        taken: AtomicBool::new(false),
+impl Slot {
+    const fn new() -> Self {
+        let (start, end) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Slot { start, end, condemned: AtomicBool::new(false), taken: AtomicBool::new(false) }
     }
-}; SLOTS];
+
+    /// Whether the slot watches `addr`. Another thread may give the slot to another range meanwhile: both ends are of
+    /// one range only if the start is the same before and after.
+    fn watches(&self, addr: usize) -> bool {
+        let start = self.start.load(Ordering::Acquire);
+        let end = self.end.load(Ordering::Acquire);
+        start != 0 && start <= addr && addr < end && self.start.load(Ordering::Acquire) == start
+    }
+}
+
+static TABLE: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
 /// One past the highest slot ever taken: how far the handler looks.
 static HIGH: AtomicUsize = AtomicUsize::new(0);
 static INSTALL: Once = Once::new();
@@ -34,20 +44,25 @@ static INSTALL: Once = Once::new();
 #[derive(Debug)]
 pub(super) struct Watch {
     slot: usize,
-    _flag: Arc<AtomicBool>,
 }
 
 impl Watch {
-    /// Watches `len` bytes at `base`; an access beyond the file's end sets `flag`. `None` when the table is full.
-    pub(super) fn new(base: NonNull<u8>, len: usize, flag: Arc<AtomicBool>) -> Option<Watch> {
+    /// Watches `len` bytes at `base`. `None` when the table is full.
+    pub(super) fn new(base: NonNull<u8>, len: usize) -> Option<Watch> {
         INSTALL.call_once(install);
-        let slot = TABLE.iter().position(|s| !s.taken.swap(true, Ordering::AcqRel))?;
+        let free = |s: &Slot| !s.taken.load(Ordering::Relaxed) && !s.taken.swap(true, Ordering::AcqRel);
+        let slot = TABLE.iter().position(free)?;
         let start = base.as_ptr() as usize;
-        TABLE[slot].condemned.store(Arc::as_ptr(&flag).cast_mut(), Ordering::Release);
+        TABLE[slot].condemned.store(false, Ordering::Release);
         TABLE[slot].end.store(start + len, Ordering::Release);
         TABLE[slot].start.store(start, Ordering::Release);
         HIGH.fetch_max(slot + 1, Ordering::AcqRel);
-        Some(Watch { slot, _flag: flag })
+        Some(Watch { slot })
+    }
+
+    /// Whether an access found no file behind the mapping.
+    pub(super) fn is_condemned(&self) -> bool {
+        TABLE[self.slot].condemned.load(Ordering::Relaxed)
     }
 }
 
@@ -56,7 +71,6 @@ impl Drop for Watch {
         let s = &TABLE[self.slot];
         s.start.store(0, Ordering::Release);
         s.end.store(0, Ordering::Release);
-        s.condemned.store(std::ptr::null_mut(), Ordering::Release);
         s.taken.store(false, Ordering::Release);
     }
 }
@@ -75,21 +89,11 @@ extern "C" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     // SAFETY: the kernel passes a valid siginfo for a handler installed with SA_SIGINFO.
     let addr = unsafe { (*info).si_addr() } as usize;
     for slot in &TABLE[..HIGH.load(Ordering::Acquire).min(SLOTS)] {
-        let (start, end) = (slot.start.load(Ordering::Acquire), slot.end.load(Ordering::Acquire));
-        if start == 0 || addr < start || addr >= end {
-            continue;
-        }
-        let page = addr & !4095;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-        // SAFETY: replaces one page of a mapping that this process watches, which the faulting access proves to be
-        // mapped still; the flag lives as long as the watch.
-        unsafe {
-            let flag = slot.condemned.load(Ordering::Acquire);
-            if !flag.is_null() {
-                (*flag).store(true, Ordering::Release);
-            }
-            let got = libc::mmap(page as *mut _, 4096, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
-            if got != libc::MAP_FAILED {
+        // Whoever touches a mapping holds it, so this slot stays what it is from here on.
+        if slot.watches(addr) {
+            slot.condemned.store(true, Ordering::Release);
+            // The page is 4 KiB large, or as large as the pages of the hugetlbfs file behind it.
+            if [12, 21, 30].into_iter().any(|shift| put_zeroes(slot, addr >> shift << shift, 1 << shift)) {
                 return;
             }
         }
@@ -101,4 +105,18 @@ extern "C" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
         action.sa_sigaction = libc::SIG_DFL;
         libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut());
     }
+}
+
+/// Puts `len` bytes of zeroes at `page`. Whether that could be done.
+fn put_zeroes(slot: &Slot, page: usize, len: usize) -> bool {
+    let (start, end) = (slot.start.load(Ordering::Acquire), slot.end.load(Ordering::Acquire));
+    // No more than the mapping: what lies behind it is somebody else's.
+    if page < start || page + len > end.next_multiple_of(4096) {
+        return false;
+    }
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    // SAFETY: replaces a page of a mapping that this process watches, and which the faulting access proves to be
+    // mapped still; the kernel refuses to replace a part of a page.
+    let got = unsafe { libc::mmap(page as *mut _, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    got != libc::MAP_FAILED
 }
