@@ -127,6 +127,30 @@ fn a_revoke_crosses_too_and_takes_only_its_scope() {
 }
 
 #[test]
+fn what_crosses_to_a_home_that_has_ended_comes_back_as_failed() {
+    struct Tell(std::sync::mpsc::Sender<IoResult>);
+    impl Issuer for Tell {
+        fn resume(self: Rc<Self>, _io: Io, _cookie: u64, result: IoResult) {
+            self.0.send(result).unwrap();
+        }
+    }
+    let shards = Shards::start(&Config { cpus: vec![None; 2], ..Config::default() }).unwrap();
+    let [home, here] = [0, 1].map(|id: usize| shards.handles()[id].clone());
+    let volume: Arc<dyn Volume> = Slow::new(Some(home.clone()), false);
+    let (tell, told) = std::sync::mpsc::channel();
+    let submit = move |shard: &Shard| {
+        let far = ChannelRef::open(&volume, shard);
+        Io::new(Default::default()).forward(&far, Rc::new(Tell(tell.clone())), 0);
+    };
+    let again = submit.clone();
+    here.run(submit);
+    assert_eq!(told.recv(), Ok(Ok(())));
+    home.run(|_| panic!("on purpose"));
+    here.run(again);
+    assert_eq!(told.recv(), Ok(Err(IoError::Failed)));
+}
+
+#[test]
 fn a_shard_that_ends_lets_the_memory_of_io_go() {
     let sim = Sim::new(2).unwrap();
     let volume = Slow::new(Some(sim.handles()[0].clone()), false);
