@@ -6,9 +6,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use engine::{Config, Poller, PollerId, Shard, Shards, Sim, Task, Wake};
+use engine::{
+    Channel, ChannelRef, Config, Io, IoId, IoResult, Issuer, Limits, Poller, PollerId, Scope, Shard, Shards,
+    Sim, Task, Volume, VolumeStats, Wake,
+};
 
 #[test]
 fn messages_run_in_order_whoever_sends_them_and_wake_a_sleeper() {
@@ -142,6 +145,56 @@ fn a_task_may_end_itself_or_another() {
     sim.advance(Duration::from_secs(10));
     assert_eq!(steps.get(), 1, "the first ended the others before their turn");
     assert_eq!(Rc::strong_count(&alive), 1, "nothing of them is left");
+}
+
+#[test]
+fn work_on_completions_does_not_keep_a_shard_from_looking_around() {
+    /// Works for a while on each completion, and submits again.
+    struct Work(ChannelRef, Cell<usize>, Sender<usize>, Rc<Counter>);
+    impl Issuer for Work {
+        fn resume(self: Rc<Self>, io: Io, _cookie: u64, _result: IoResult) {
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_micros(100) {}
+            self.1.set(self.1.get() + 1);
+            if self.1.get() == 400 {
+                return self.2.send(self.3.turns.get()).unwrap();
+            }
+            io.forward(&self.0.clone(), self, 0);
+        }
+    }
+    struct Nothing(VolumeStats);
+    struct NoChannel;
+    impl Volume for Nothing {
+        fn limits(&self) -> Limits {
+            Limits::full(512, 1)
+        }
+        fn stats(&self) -> &VolumeStats {
+            &self.0
+        }
+        fn open(self: Arc<Self>, _shard: &Shard) -> Rc<dyn Channel> {
+            Rc::new(NoChannel)
+        }
+    }
+    impl Channel for NoChannel {
+        fn submit(self: Rc<Self>, io: Io) {
+            io.complete(Ok(()));
+        }
+        fn revoke(&self, _scope: Scope) {}
+    }
+    let shards = Shards::start(&Config::default()).unwrap();
+    let (tell, told) = channel();
+    shards.handles()[0].run(move |shard| {
+        let counter = Counter { turns: Cell::new(0), shard: shard.clone(), takes_out: Cell::new(None) };
+        let counter = Rc::new(counter);
+        shard.add_poller(counter.clone());
+        let volume: Arc<dyn Volume> = Arc::new(Nothing(VolumeStats::default()));
+        let channel = ChannelRef::open(&volume, shard);
+        let work = Work(channel.clone(), Cell::new(0), tell, counter);
+        Io::new(IoId::default()).forward(&channel, Rc::new(work), 0);
+    });
+    let looks = told.recv().unwrap();
+    assert!(looks >= 10, "{looks} in 400 completions of 100 µs each");
+    shards.stop();
 }
 
 /// An object that keeps its shard, as channels do.
