@@ -5,6 +5,7 @@ mod hostile;
 mod io;
 mod reconnect;
 mod revoke;
+mod stream;
 mod target;
 
 use std::rc::Rc;
