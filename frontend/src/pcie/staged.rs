@@ -28,10 +28,10 @@ pub(crate) type Later<T> = Pin<Box<dyn Future<Output = T>>>;
 /// Guest memory by messages.
 pub(crate) trait Messages {
     /// Reads at most `len` bytes; `None` if the client refuses, or is gone.
-    fn read(&self, gpa: u64, len: usize) -> Later<Option<Vec<u8>>>;
+    fn read(self: Rc<Self>, gpa: u64, len: usize) -> Later<Option<Vec<u8>>>;
 
     /// Writes the first of these bytes; how many, none if the client refuses, or is gone.
-    fn write(&self, gpa: u64, bytes: &[u8]) -> Later<usize>;
+    fn write(self: Rc<Self>, gpa: u64, bytes: &[u8]) -> Later<usize>;
 }
 
 /// Where a command's data will go from its buffer; known when the data is there.

@@ -12,19 +12,35 @@ use super::oneshot;
 use super::socket::Socket;
 use crate::pcie::staged::{Later, Messages};
 
-struct Asked {
-    command: Command,
-    access: DmaAccess,
-    to: oneshot::Sender<Vec<u8>>,
+/// How wide a client takes the count of DMA_READ and DMA_WRITE to be. The specification has 64 bits; QEMU has 32 with the
+/// data right behind them, so that both replies are as long and their data is not in the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Count {
+    Bits64,
+    Bits32,
 }
+
+impl Count {
+    /// Where the data begins after the header.
+    fn data_at(self) -> usize {
+        match self {
+            Count::Bits64 => size_of::<DmaAccess>(),
+            Count::Bits32 => size_of::<DmaAccess>() - 4,
+        }
+    }
+}
+
+/// A reply to DMA_READ or DMA_WRITE, without its header.
+type Answer = Option<Vec<u8>>;
 
 /// What a client is asked.
 pub(super) struct Dma {
     socket: Rc<Socket>,
     next: Cell<u16>,
-    asked: RefCell<HashMap<u16, Asked>>,
+    asked: RefCell<HashMap<u16, (Command, oneshot::Sender<Vec<u8>>)>>,
     /// Bytes of data that the client takes in one message.
     pub max_data: Cell<usize>,
+    count: Cell<Option<Count>>,
     closed: Cell<bool>,
 }
 
@@ -35,31 +51,47 @@ impl Dma {
             next: Cell::new(0),
             asked: RefCell::default(),
             max_data: Cell::new(4096),
+            count: Cell::new(None),
             closed: Cell::new(false),
         })
     }
 
-    fn ask(&self, command: Command, gpa: u64, count: usize, data: &[u8]) -> oneshot::Receiver<Vec<u8>> {
+    async fn ask(&self, command: Command, access: DmaAccess, after: &[&[u8]]) -> Answer {
         let (to, from) = oneshot::channel();
-        let mut asked = self.asked.borrow_mut();
-        // An identifier that no other question bears; there are far fewer questions than identifiers.
-        let id = (0..=u16::MAX).map(|i| self.next.get().wrapping_add(i)).find(|id| !asked.contains_key(id));
-        let Some(id) = id.filter(|_| !self.closed.get()) else { return from };
-        self.next.set(id.wrapping_add(1));
-        let access = DmaAccess { gpa, count: count as u64 };
-        asked.insert(id, Asked { command, access, to });
-        self.socket.send(Header::command(id, command, &[access.as_bytes(), data]), Vec::new());
-        from
+        {
+            let mut asked = self.asked.borrow_mut();
+            // An identifier that no other question bears; there are far fewer questions than identifiers.
+            let ids = (0..=u16::MAX).map(|i| self.next.get().wrapping_add(i));
+            let id = ids.into_iter().find(|id| !asked.contains_key(id)).filter(|_| !self.closed.get())?;
+            self.next.set(id.wrapping_add(1));
+            asked.insert(id, (command, to));
+            let body: Vec<&[u8]> = [access.as_bytes()].into_iter().chain(after.iter().copied()).collect();
+            self.socket.send(Header::command(id, command, &body), Vec::new());
+        }
+        from.await
+    }
+
+    /// How wide the client's counts are. It is asked once for more than 4 GiB and 4 bytes: one that takes this for 4
+    /// bytes gives them, any other refuses.
+    async fn count(&self, gpa: u64) -> Count {
+        if let Some(known) = self.count.get() {
+            return known;
+        }
+        let probe = DmaAccess { gpa, count: 1 << 32 | 4 };
+        let found = match self.ask(Command::DMA_READ, probe, &[]).await {
+            Some(_) => Count::Bits32,
+            None => Count::Bits64,
+        };
+        self.count.set(Some(found));
+        found
     }
 
     /// A reply came. What answers no question is passed over.
     pub fn reply(&self, message: Message) {
         let known = self.asked.borrow_mut().remove(&message.header.id);
-        let Some(asked) = known.filter(|a| a.command == message.header.command) else { return };
-        let Ok((access, data)) = DmaAccess::read_from_prefix(&message.body) else { return };
-        let expected = if asked.command == Command::DMA_READ { asked.access.count } else { 0 };
-        if !message.header.is_error() && access == asked.access && data.len() as u64 == expected {
-            asked.to.send(data.to_vec());
+        let Some((_, to)) = known.filter(|(command, _)| *command == message.header.command) else { return };
+        if !message.header.is_error() {
+            to.send(message.body);
         }
     }
 
@@ -72,14 +104,36 @@ impl Dma {
 }
 
 impl Messages for Dma {
-    fn read(&self, gpa: u64, len: usize) -> Later<Option<Vec<u8>>> {
-        let from = self.ask(Command::DMA_READ, gpa, len.min(self.max_data.get()), &[]);
-        Box::pin(from)
+    fn read(self: Rc<Self>, gpa: u64, len: usize) -> Later<Option<Vec<u8>>> {
+        Box::pin(async move {
+            let at = self.count(gpa).await.data_at();
+            let len = len.min(self.max_data.get());
+            let access = DmaAccess { gpa, count: len as u64 };
+            let body = self.ask(Command::DMA_READ, access, &[]).await?;
+            let same =
+                body.get(..8) == Some(&gpa.to_le_bytes()[..]) && body.len() == size_of::<DmaAccess>() + len;
+            same.then(|| body.get(at..at + len).map(<[u8]>::to_vec)).flatten()
+        })
     }
 
-    fn write(&self, gpa: u64, bytes: &[u8]) -> Later<usize> {
-        let bytes = &bytes[..bytes.len().min(self.max_data.get())];
-        let (n, from) = (bytes.len(), self.ask(Command::DMA_WRITE, gpa, bytes.len(), bytes));
-        Box::pin(async move { if from.await.is_some() { n } else { 0 } })
+    fn write(self: Rc<Self>, gpa: u64, bytes: &[u8]) -> Later<usize> {
+        let bytes = bytes[..bytes.len().min(self.max_data.get())].to_vec();
+        Box::pin(async move {
+            let n = bytes.len();
+            let access = DmaAccess { gpa, count: n as u64 };
+            let done = match self.count(gpa).await {
+                Count::Bits64 => self.ask(Command::DMA_WRITE, access, &[&bytes]).await,
+                Count::Bits32 => {
+                    // The first four bytes lie where the count's upper half would be.
+                    let mut head = [0; 4];
+                    let in_head = n.min(4);
+                    head[..in_head].copy_from_slice(&bytes[..in_head]);
+                    let head = u64::from(u32::from_le_bytes(head)) << 32;
+                    let access = DmaAccess { gpa, count: head | n as u64 };
+                    self.ask(Command::DMA_WRITE, access, &[&bytes[in_head..], &[0; 4]]).await
+                }
+            };
+            if done.is_some() { n } else { 0 }
+        })
     }
 }

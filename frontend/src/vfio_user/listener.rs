@@ -60,11 +60,12 @@ impl Listener {
     /// `AddrInUse` when somebody answers; `AlreadyExists` for what is no socket; those of socket(2), bind(2), chown(2).
     pub fn bind(path: &Path, mode: u32, group: Option<u32>) -> io::Result<(Self, OwnedFd)> {
         let address = UnixAddr::new(path)?;
-        let made_directory = match path.parent() {
+        let new_directory = match path.parent() {
             Some(parent) if !parent.exists() => fs::create_dir_all(parent).map(|()| true)?,
             _ => false,
         };
-        clear_stale(path, &address)?;
+        // A server that was killed left its directory too.
+        let made_directory = clear_stale(path, &address)? || new_directory;
         let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         bind(fd.as_raw_fd(), &address)?;
         let listener = Listener { path: path.to_owned(), made_directory };
@@ -88,9 +89,10 @@ impl Drop for Listener {
     }
 }
 
-fn clear_stale(path: &Path, address: &UnixAddr) -> io::Result<()> {
+/// Removes a socket that nobody answers at; whether there was one.
+fn clear_stale(path: &Path, address: &UnixAddr) -> io::Result<bool> {
     let kind = match fs::symlink_metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(e),
         Ok(metadata) => metadata.file_type(),
     };
@@ -101,8 +103,8 @@ fn clear_stale(path: &Path, address: &UnixAddr) -> io::Result<()> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     match connect(probe.as_raw_fd(), address) {
-        Err(Errno::ECONNREFUSED) => fs::remove_file(path),
-        Err(Errno::ENOENT) => Ok(()),
+        Err(Errno::ECONNREFUSED) => fs::remove_file(path).map(|()| true),
+        Err(Errno::ENOENT) => Ok(false),
         _ => {
             let message = format!("another process serves {}", path.display());
             Err(io::Error::new(io::ErrorKind::AddrInUse, message))
@@ -139,7 +141,7 @@ mod tests {
         std::mem::forget(first);
         let (second, _fd) = Listener::bind(&path, 0o660, None).unwrap();
         drop(second);
-        assert!(!path.exists());
+        assert!(!path.parent().unwrap().exists());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, "not ours").unwrap();
         let other = Listener::bind(&path, 0o600, None).unwrap_err();

@@ -67,6 +67,8 @@ pub struct Client {
     next_cid: u16,
     /// Shadow doorbells and event indexes.
     pub shadow: Option<(u64, u64)>,
+    /// Takes counts of DMA messages to be 32 bits wide, as QEMU does.
+    pub narrow: bool,
     /// Doorbells written for real.
     pub rung: usize,
 }
@@ -97,6 +99,7 @@ impl Client {
             admin,
             next_cid: 0,
             shadow: None,
+            narrow: false,
             rung: 0,
         };
         let json = b"{\"capabilities\":{\"max_msg_fds\":16,\"max_data_xfer_size\":1048576}}\0";
@@ -154,21 +157,30 @@ impl Client {
 
     fn serve(&mut self, id: u16, command: u16, body: &[u8]) {
         let long = |at: usize| u64::from_le_bytes(body[at..at + 8].try_into().unwrap());
-        let (gpa, count) = (long(0) as usize, long(8) as usize);
+        let (gpa, wide) = (long(0) as usize, long(8));
+        let (count, at) = match self.narrow {
+            true => (wide & 0xffff_ffff, 12),
+            false => (wide, 16),
+        };
+        let count = count as usize;
         let mut answer = body[..16].to_vec();
+        let mut errno = 0;
         match command {
-            command::DMA_READ => {
-                let mut data = vec![0; count];
-                self.ram.sgl(gpa, count).unwrap().copy_out(0, &mut data);
-                answer.extend(data);
+            command::DMA_READ if count > 1 << 20 => {
+                (answer, errno) = (Vec::new(), 7);
             }
-            command::DMA_WRITE => self.ram.sgl(gpa, count).unwrap().copy_in(0, &body[16..16 + count]),
+            command::DMA_READ => {
+                answer.resize(16 + count, 0);
+                self.ram.sgl(gpa, count).unwrap().copy_out(0, &mut answer[at..at + count]);
+            }
+            command::DMA_WRITE => self.ram.sgl(gpa, count).unwrap().copy_in(0, &body[at..at + count]),
             _ => panic!("the server asks {command}"),
         }
+        let flags = if errno == 0 { 1 } else { 0x21 };
         let mut bytes = Vec::new();
         bytes.extend(id.to_le_bytes());
         bytes.extend(command.to_le_bytes());
-        bytes.extend(words(&[16 + answer.len() as u32, 1, 0]));
+        bytes.extend(words(&[16 + answer.len() as u32, flags, errno]));
         bytes.extend(answer);
         self.stream.write_all(&bytes).unwrap();
     }

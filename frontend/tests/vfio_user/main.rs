@@ -213,8 +213,15 @@ fn f67_memory_goes_and_comes_while_queues_run() {
 
 #[test]
 fn memory_without_a_descriptor_is_reached_by_messages() {
-    let rig = Rig::new("messages", Doorbells::Trapped);
+    for narrow in [false, true] {
+        by_messages(narrow);
+    }
+}
+
+fn by_messages(narrow: bool) {
+    let rig = Rig::new(&format!("messages-{narrow}"), Doorbells::Trapped);
     let mut c = rig.connect();
+    c.narrow = narrow;
     // First the queues are in shared memory and the data is not; then nothing is.
     for shared in [true, false] {
         assert_eq!(c.map(0, 0, DATA, shared), 0);
