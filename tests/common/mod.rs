@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 pub mod chain;
+pub mod grpc;
 pub mod opi;
 pub mod server;
 

@@ -115,7 +115,8 @@ impl RingClient for Acceptor {
                 self.accept();
             }
             Ok(_) => {}
-            Err(_) if self.closed.get() => {}
+            // It is shut down, a moment before this shard hears of its end.
+            Err(error) if self.closed.get() || error.kind() == io::ErrorKind::InvalidInput => {}
             Err(error) => {
                 tracing::warn!(addr = %self.listening.addr, %error, "nvme/tcp: accept");
                 self.shard.timer(PAUSE, self.clone(), 0);

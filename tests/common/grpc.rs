@@ -1,0 +1,197 @@
+//! A blocking gRPC client of a server, for tests that need no foreign stubs.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use proto::storage as opi;
+use proto::storage::aio_volume_service_client::AioVolumeServiceClient;
+use proto::storage::frontend_nvme_service_client::FrontendNvmeServiceClient;
+use proto::storage::middleend_encryption_service_client::MiddleendEncryptionServiceClient;
+use proto::storage::middleend_qos_volume_service_client::MiddleendQosVolumeServiceClient;
+use proto::storage::nvme_remote_controller_service_client::NvmeRemoteControllerServiceClient;
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+/// A channel to a server.
+pub struct Grpc {
+    runtime: Runtime,
+    channel: Channel,
+}
+
+impl Grpc {
+    /// Connects.
+    pub fn connect(address: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+        let channel = runtime.block_on(endpoint.connect()).unwrap();
+        Grpc { runtime, channel }
+    }
+
+    fn wait<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
+        self.runtime.block_on(call).map(Response::into_inner)
+    }
+
+    /// A volume on a file.
+    pub fn aio_volume(&self, id: &str, file: &Path, block_size: i64) -> Result<opi::AioVolume, Status> {
+        let filename = file.to_str().unwrap().to_owned();
+        let aio_volume = Some(opi::AioVolume { filename, block_size, ..Default::default() });
+        let request = opi::CreateAioVolumeRequest { aio_volume, aio_volume_id: id.into() };
+        self.wait(AioVolumeServiceClient::new(self.channel.clone()).create_aio_volume(request))
+    }
+
+    /// Takes a volume on a file away.
+    pub fn delete_aio_volume(&self, id: &str) -> Result<(), Status> {
+        let request = opi::DeleteAioVolumeRequest { name: format!("volumes/{id}"), ..Default::default() };
+        self.wait(AioVolumeServiceClient::new(self.channel.clone()).delete_aio_volume(request))
+    }
+
+    /// An AES-XTS-256 volume.
+    pub fn encrypted_volume(&self, id: &str, below: &str) -> Result<opi::EncryptedVolume, Status> {
+        let mut volume = opi::EncryptedVolume::default();
+        (volume.volume_name_ref, volume.key) = (below.into(), (0..64).collect());
+        volume.cipher = opi::EncryptionType::AesXts256.into();
+        let request = opi::CreateEncryptedVolumeRequest {
+            encrypted_volume: Some(volume),
+            encrypted_volume_id: id.into(),
+        };
+        self.wait(
+            MiddleendEncryptionServiceClient::new(self.channel.clone()).create_encrypted_volume(request),
+        )
+    }
+
+    /// A rate-limited volume.
+    pub fn qos_volume(&self, id: &str, below: &str, rw_iops_kiops: i64) -> Result<opi::QosVolume, Status> {
+        let max = Some(opi::QosLimit { rw_iops_kiops, ..Default::default() });
+        let limits = Some(opi::Limits { max, min: None });
+        let qos_volume = Some(opi::QosVolume { volume_name_ref: below.into(), limits, ..Default::default() });
+        let request = opi::CreateQosVolumeRequest { qos_volume, qos_volume_id: id.into() };
+        self.wait(MiddleendQosVolumeServiceClient::new(self.channel.clone()).create_qos_volume(request))
+    }
+
+    fn frontend(&self) -> FrontendNvmeServiceClient<Channel> {
+        FrontendNvmeServiceClient::new(self.channel.clone())
+    }
+
+    /// A subsystem.
+    pub fn subsystem(&self, id: &str, nqn: &str) -> Result<opi::NvmeSubsystem, Status> {
+        let mut spec = opi::NvmeSubsystemSpec::default();
+        (spec.nqn, spec.serial_number, spec.model_number) = (nqn.into(), "TEST".into(), "Isthmus".into());
+        spec.max_namespaces = 8;
+        let nvme_subsystem = Some(opi::NvmeSubsystem { spec: Some(spec), ..Default::default() });
+        let request = opi::CreateNvmeSubsystemRequest { nvme_subsystem, nvme_subsystem_id: id.into() };
+        self.wait(self.frontend().create_nvme_subsystem(request))
+    }
+
+    /// A namespace with NSID 1.
+    pub fn namespace(&self, subsystem: &str, id: &str, volume: &str) -> Result<opi::NvmeNamespace, Status> {
+        let spec =
+            opi::NvmeNamespaceSpec { host_nsid: 1, volume_name_ref: volume.into(), ..Default::default() };
+        let request = opi::CreateNvmeNamespaceRequest {
+            parent: format!("nvmeSubsystems/{subsystem}"),
+            nvme_namespace: Some(opi::NvmeNamespace { spec: Some(spec), ..Default::default() }),
+            nvme_namespace_id: id.into(),
+        };
+        self.wait(self.frontend().create_nvme_namespace(request))
+    }
+
+    /// Takes a namespace away.
+    pub fn delete_namespace(&self, subsystem: &str, id: &str) -> Result<(), Status> {
+        let name = format!("nvmeSubsystems/{subsystem}/nvmeNamespaces/{id}");
+        let request = opi::DeleteNvmeNamespaceRequest { name, ..Default::default() };
+        self.wait(self.frontend().delete_nvme_namespace(request))
+    }
+
+    /// Counters of a namespace.
+    pub fn namespace_stats(&self, subsystem: &str, id: &str) -> Result<opi::VolumeStats, Status> {
+        let name = format!("nvmeSubsystems/{subsystem}/nvmeNamespaces/{id}");
+        let stats = self.wait(self.frontend().stats_nvme_namespace(opi::StatsNvmeNamespaceRequest { name }));
+        Ok(stats?.stats.unwrap())
+    }
+
+    /// A controller on a vfio-user socket.
+    pub fn pcie_controller(&self, subsystem: &str, id: &str) -> Result<opi::NvmeController, Status> {
+        let place =
+            opi::PciEndpoint { port_id: Some(0), physical_function: Some(0), virtual_function: Some(0) };
+        self.controller(
+            subsystem,
+            id,
+            opi::NvmeControllerSpec {
+                trtype: opi::NvmeTransportType::Pcie.into(),
+                endpoint: Some(opi::nvme_controller_spec::Endpoint::PcieId(place)),
+                ..Default::default()
+            },
+        )
+    }
+
+    /// A listener on loopback TCP.
+    pub fn tcp_controller(
+        &self,
+        subsystem: &str,
+        id: &str,
+        port: u16,
+    ) -> Result<opi::NvmeController, Status> {
+        let place = opi::FabricsEndpoint {
+            traddr: "127.0.0.1".into(),
+            trsvcid: port.to_string(),
+            adrfam: opi::NvmeAddressFamily::Ipv4.into(),
+        };
+        self.controller(
+            subsystem,
+            id,
+            opi::NvmeControllerSpec {
+                trtype: opi::NvmeTransportType::Tcp.into(),
+                endpoint: Some(opi::nvme_controller_spec::Endpoint::FabricsId(place)),
+                ..Default::default()
+            },
+        )
+    }
+
+    fn controller(
+        &self,
+        subsystem: &str,
+        id: &str,
+        spec: opi::NvmeControllerSpec,
+    ) -> Result<opi::NvmeController, Status> {
+        let request = opi::CreateNvmeControllerRequest {
+            parent: format!("nvmeSubsystems/{subsystem}"),
+            nvme_controller: Some(opi::NvmeController { spec: Some(spec), ..Default::default() }),
+            nvme_controller_id: id.into(),
+        };
+        self.wait(self.frontend().create_nvme_controller(request))
+    }
+
+    /// Takes a controller away.
+    pub fn delete_controller(&self, subsystem: &str, id: &str) -> Result<(), Status> {
+        let name = format!("nvmeSubsystems/{subsystem}/nvmeControllers/{id}");
+        let request = opi::DeleteNvmeControllerRequest { name, ..Default::default() };
+        self.wait(self.frontend().delete_nvme_controller(request))
+    }
+
+    /// A remote controller with a path to a subsystem on loopback TCP.
+    pub fn remote(&self, id: &str, port: u16, subnqn: &str) -> Result<opi::NvmePath, Status> {
+        let mut remotes = NvmeRemoteControllerServiceClient::new(self.channel.clone());
+        let multipath = opi::NvmeMultipath::Disable.into();
+        let request = opi::CreateNvmeRemoteControllerRequest {
+            nvme_remote_controller: Some(opi::NvmeRemoteController { multipath, ..Default::default() }),
+            nvme_remote_controller_id: id.into(),
+        };
+        self.wait(remotes.create_nvme_remote_controller(request))?;
+        let fabrics = opi::FabricsPath {
+            trsvcid: port.into(),
+            subnqn: subnqn.into(),
+            adrfam: opi::NvmeAddressFamily::Ipv4.into(),
+            ..Default::default()
+        };
+        let path = opi::NvmePath {
+            trtype: opi::NvmeTransportType::Tcp.into(),
+            traddr: "127.0.0.1".into(),
+            fabrics: Some(fabrics),
+            ..Default::default()
+        };
+        let parent = format!("nvmeRemoteControllers/{id}");
+        let nvme_path_id = format!("{id}-path");
+        let request = opi::CreateNvmePathRequest { parent, nvme_path: Some(path), nvme_path_id };
+        self.wait(remotes.create_nvme_path(request))
+    }
+}

@@ -1,0 +1,224 @@
+//! `isthmus serve` from its start to its end, and what is left when it is killed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::free_port;
+use common::grpc::Grpc;
+use common::server::Server;
+use host::workload::{self, Amount, Job, Ledger, Pattern};
+use host::{Queue, tcp, vfio_user};
+use nvme_proto::Nqn;
+use tonic::Code;
+
+const NQN: &str = "nqn.2024-01.com.example:disk";
+const MIB: u64 = 1 << 20;
+
+fn connect_tcp(port: u16) -> (tcp::Controller, tcp::IoQueue) {
+    let options = tcp::Options {
+        subnqn: Nqn::new(NQN).unwrap(),
+        hostnqn: Nqn::new("nqn.2024-01.com.example:host").unwrap(),
+        hostid: [3; 16],
+        digests: tcp::Digests { header: true, data: true },
+        max_transfer: 64 << 10,
+        queues: 1,
+        depth: 8,
+        kato: 0,
+    };
+    let mut controller = tcp::Controller::connect(SocketAddr::from(([127, 0, 0, 1], port)), options).unwrap();
+    let queue = controller.io_queue(1).unwrap();
+    (controller, queue)
+}
+
+fn connect_vfio_user(socket: &Path) -> (vfio_user::Controller, vfio_user::IoQueue) {
+    let options = vfio_user::Options { max_transfer: 64 << 10, queues: 1, depth: 8 };
+    let mut controller = vfio_user::Controller::connect(socket, options).unwrap();
+    let queue = controller.io_queue(1).unwrap();
+    (controller, queue)
+}
+
+fn load(queue: &mut dyn Queue, ledger: &mut Ledger, reads: u8, random: bool, amount: Amount) -> u64 {
+    let pattern = Pattern { random, reads };
+    let job = Job { pattern, io_size: 16 << 10, range: None, amount, depth: 8, seed: 5 };
+    workload::run(&mut [queue], &job, Some(ledger), |_| true).unwrap().verified
+}
+
+/// Writes every block, and then here and there; what the blocks hold now.
+fn fill(queue: &mut dyn Queue) -> Ledger {
+    let mut ledger = Ledger::new(1, queue.namespace().blocks, queue.namespace().block_size);
+    load(queue, &mut ledger, 0, false, Amount::Once);
+    load(queue, &mut ledger, 50, true, Amount::Commands(500));
+    ledger
+}
+
+/// Declares a file, encrypted and rate-limited, in a subsystem.
+fn declare(server: &Server, grpc: &Grpc) {
+    let file = server.aio_file("disk", 8 * MIB);
+    grpc.aio_volume("file", &file, 4096).unwrap();
+    grpc.qos_volume("calm", "file", 1000).unwrap();
+    grpc.encrypted_volume("secret", "calm").unwrap();
+    grpc.subsystem("subsys0", NQN).unwrap();
+    grpc.namespace("subsys0", "disk", "secret").unwrap();
+}
+
+#[test]
+fn all_that_is_declared_outlives_a_kill() {
+    let mut server = Server::start(&["--shards", "2"]);
+    let port = free_port();
+    let grpc = Grpc::connect(server.grpc());
+    declare(&server, &grpc);
+    grpc.tcp_controller("subsys0", "over-tcp", port).unwrap();
+    grpc.pcie_controller("subsys0", "over-pcie").unwrap();
+    let socket = server.path("ctrlr/subsys0/cntrl");
+
+    let (controller, mut queue) = connect_tcp(port);
+    let mut ledger = fill(&mut queue);
+    let stats = grpc.namespace_stats("subsys0", "disk").unwrap();
+    assert!(stats.write_ops_count >= 512 && stats.read_ops_count > 100, "{stats:?}");
+    drop((queue, controller));
+
+    server.kill();
+    assert!(socket.exists(), "a killed server leaves its socket");
+    server.launch();
+    let (controller, mut queue) = connect_vfio_user(&socket);
+    assert_eq!(load(&mut queue, &mut ledger, 100, false, Amount::Once), 8 * MIB);
+    load(&mut queue, &mut ledger, 50, true, Amount::Commands(300));
+    drop((queue, controller));
+    let (_controller, mut queue) = connect_tcp(port);
+    assert_eq!(load(&mut queue, &mut ledger, 100, false, Amount::Once), 8 * MIB);
+
+    assert!(server.terminate().success(), "{}", server.log());
+    let left: Vec<_> = std::fs::read_dir(server.path("ctrlr")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn what_is_taken_away_can_be_made_again_at_once() {
+    let server = Server::start(&["--shards", "2"]);
+    let grpc = Grpc::connect(server.grpc());
+    let port = free_port();
+    let file = server.aio_file("disk", MIB);
+    grpc.subsystem("subsys0", NQN).unwrap();
+    for _ in 0..3 {
+        grpc.aio_volume("file", &file, 512).unwrap();
+        let again = grpc.aio_volume("same-file", &file, 512).unwrap_err();
+        assert_eq!(again.code(), Code::FailedPrecondition, "{again}");
+        grpc.namespace("subsys0", "disk", "file").unwrap();
+        grpc.tcp_controller("subsys0", "over-tcp", port).unwrap();
+        grpc.pcie_controller("subsys0", "pcie0").unwrap();
+        grpc.pcie_controller("subsys0", "pcie1").unwrap();
+        let second = server.path("ctrlr/subsys0.pcie1/cntrl");
+        let (_a, mut over_tcp) = connect_tcp(port);
+        let (_b, mut over_pcie) = connect_vfio_user(&second);
+        let mut ledger = fill(&mut over_tcp);
+        load(&mut over_pcie, &mut ledger, 100, false, Amount::Once);
+        grpc.delete_controller("subsys0", "pcie1").unwrap();
+        assert!(!second.exists() && server.path("ctrlr/subsys0/cntrl").exists());
+        grpc.delete_controller("subsys0", "pcie0").unwrap();
+        grpc.delete_controller("subsys0", "over-tcp").unwrap();
+        grpc.delete_namespace("subsys0", "disk").unwrap();
+        grpc.delete_aio_volume("file").unwrap();
+    }
+}
+
+#[test]
+fn a_state_directory_serves_one_process() {
+    let server = Server::start(&[]);
+    let mut second = server.command();
+    second.args(["serve", "--grpc-addr", "127.0.0.1:0"]);
+    second.arg("--state-dir").arg(server.path("state")).arg("--ctrlr-dir").arg(server.path("ctrlr"));
+    let output = second.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("in use by another process"), "{said}");
+}
+
+#[test]
+fn a_remote_that_is_gone_does_not_hold_up_the_end() {
+    let mut far = Server::start(&[]);
+    let port = free_port();
+    let grpc = Grpc::connect(far.grpc());
+    declare(&far, &grpc);
+    grpc.tcp_controller("subsys0", "over-tcp", port).unwrap();
+    let mut near = Server::start(&[]);
+    let grpc = Grpc::connect(near.grpc());
+    grpc.remote("away", port, NQN).unwrap();
+    grpc.subsystem("subsys0", "nqn.2024-01.com.example:near").unwrap();
+    grpc.namespace("subsys0", "disk", "awayn1").unwrap();
+    grpc.pcie_controller("subsys0", "pcie0").unwrap();
+    let (_controller, mut queue) = connect_vfio_user(&near.path("ctrlr/subsys0/cntrl"));
+    fill(&mut queue);
+
+    far.kill();
+    queue.submit(0, host::Command { kind: host::Kind::Write { fua: false }, lba: 0, blocks: 1 }).unwrap();
+    queue.poll(&mut Vec::new()).unwrap();
+    let begin = Instant::now();
+    assert!(near.terminate().success(), "{}", near.log());
+    assert!(begin.elapsed() < Duration::from_secs(25));
+    // What was declared over the remote is there again, and waits for it.
+    near.launch();
+    far.launch();
+    let (_controller, mut queue) = connect_vfio_user(&near.path("ctrlr/subsys0/cntrl"));
+    fill(&mut queue);
+    assert!(near.terminate().success() && far.terminate().success());
+}
+
+#[test]
+fn objects_of_a_file_are_declared_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("objects.toml");
+    let port = free_port();
+    let text = format!(
+        r#"
+        [[malloc_volumes]]
+        id = "memory"
+        block_size = 512
+        blocks_count = 2048
+
+        [[nvme_subsystems]]
+        id = "subsys0"
+        spec = {{ nqn = "{NQN}" }}
+
+        [[nvme_namespaces]]
+        id = "disk"
+        parent = "subsys0"
+        spec = {{ volume_name_ref = "memory" }}
+
+        [[nvme_controllers]]
+        id = "over-tcp"
+        parent = "subsys0"
+        [nvme_controllers.spec]
+        trtype = "NVME_TRANSPORT_TYPE_TCP"
+        fabrics_id = {{ traddr = "127.0.0.1", trsvcid = "{port}", adrfam = "NVME_ADDRESS_FAMILY_IPV4" }}
+        "#
+    );
+    std::fs::write(&path, text).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), mode).unwrap();
+    let mut server = Server::start(&["--config", path.to_str().unwrap()]);
+    for _ in 0..2 {
+        let (_controller, mut queue) = connect_tcp(port);
+        fill(&mut queue);
+        assert!(server.terminate().success());
+        server.launch();
+    }
+
+    let address = format!("127.0.0.1:{port}");
+    let found = answer(server.command().args(["discover", &address]));
+    assert!(found.contains(NQN) && found.contains(&port.to_string()), "{found}");
+    let found = answer(server.command().args(["identify", &address, NQN]));
+    assert!(found.contains("Isthmus") && found.contains("2048"), "{found}");
+    let found = answer(server.command().args(["identify", "--json", &address, NQN]));
+    let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(found["namespaces"][0]["blocks"], 2048, "{found}");
+}
+
+fn answer(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
