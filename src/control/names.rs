@@ -65,14 +65,14 @@ pub(crate) fn check(name: &str) -> Result<(), Status> {
             return Err(Status::invalid_argument(format!("segment {number} is empty")));
         }
         if segment.starts_with('{') {
-            let text = segment.escape_default();
+            let text = shown(segment);
             return Err(Status::invalid_argument(format!(
                 "segment '{text}': valid resource names must not contain variables"
             )));
         }
         if segment != "-" && (segment.starts_with('-') || segment.ends_with('-') || !segment.chars().all(dns))
         {
-            let text = segment.escape_default();
+            let text = shown(segment);
             return Err(Status::invalid_argument(format!("segment '{text}': not a valid DNS name")));
         }
     }
@@ -114,6 +114,11 @@ pub(crate) fn volume_refs(reference: &str) -> Vec<VolumeRef> {
         refs.push(VolumeRef::Remote { controller: format!("nvmeRemoteControllers/{controller}"), nsid });
     }
     refs
+}
+
+/// A client's text as an answer may repeat it: the beginning, and nothing but printable ASCII.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars().take(128).flat_map(char::escape_default).collect()
 }
 
 /// The last segment of a resource name.

@@ -2,18 +2,19 @@
 
 use tonic::Status;
 
+use super::names::shown;
+
 /// Longest name in bytes.
 const LONGEST: usize = 223;
 
 /// Checks a name: `nqn.`, year and month, a reversed domain name, and a colon with more after it if there is more.
 pub(super) fn check(nqn: &str) -> Result<(), Status> {
-    let shown = || nqn.chars().take(LONGEST).flat_map(char::escape_default).collect::<String>();
     if nqn.len() > LONGEST {
-        let message = format!("Nqn value ({}) is too long, have to be between 1 and {LONGEST}", shown());
+        let message = format!("Nqn value ({}) is too long, have to be between 1 and {LONGEST}", shown(nqn));
         return Err(Status::invalid_argument(message));
     }
     if well_formed(nqn).is_none() {
-        return Err(Status::invalid_argument(format!("NQN value ({}) does not match pattern", shown())));
+        return Err(Status::invalid_argument(format!("NQN value ({}) does not match pattern", shown(nqn))));
     }
     Ok(())
 }

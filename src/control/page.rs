@@ -44,8 +44,8 @@ fn read(list: &str, token: &str) -> Result<Option<String>, Status> {
         Some(text.strip_prefix(list)?.strip_prefix(' ')?.to_owned())
     });
     let unknown = || {
-        let shown: String = token.chars().take(64).collect();
-        Status::not_found(format!("unable to find pagination token {}", shown.escape_default()))
+        let shown = super::names::shown(token);
+        Status::not_found(format!("unable to find pagination token {shown}"))
     };
     name.map(Some).ok_or_else(unknown)
 }

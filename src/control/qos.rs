@@ -75,7 +75,7 @@ fn changed(
 ) -> Result<QosVolume, Status> {
     let mut new = registry.schema().apply_mask(old, update, mask)?;
     if new.volume_name_ref != old.volume_name_ref {
-        let (from, to) = (&old.volume_name_ref, new.volume_name_ref.escape_default());
+        let (from, to) = (names::shown(&old.volume_name_ref), names::shown(&new.volume_name_ref));
         return Err(Status::invalid_argument(format!(
             "Change of underlying volume {from} to a new one {to} is forbidden"
         )));

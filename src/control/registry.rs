@@ -20,6 +20,9 @@ use super::schema::Schema;
 use super::secret::Secret;
 use super::store::{Promise, Record, Store, StoreError};
 
+/// Most objects that may be declared.
+const MOST: usize = 1 << 16;
+
 /// A declared object.
 pub(crate) struct Entry {
     /// The resource name.
@@ -137,6 +140,9 @@ impl Registry {
         let (_held, uses) = self.hold(name, &declared)?;
         if let Some(existing) = self.entry(name) {
             return self.create_again(&existing, &declared, secret);
+        }
+        if self.read().len() >= MOST {
+            return Err(Status::resource_exhausted(format!("{MOST} objects are declared already")));
         }
         if let Some(claim) = declared.claim() {
             self.check_claim(&claim)?;
@@ -313,8 +319,7 @@ impl Registry {
             }
         };
         let found = names::volume_refs(reference).into_iter().find_map(meaning);
-        found
-            .ok_or_else(|| Status::not_found(format!("unable to find volume {}", reference.escape_default())))
+        found.ok_or_else(|| Status::not_found(format!("unable to find volume {}", names::shown(reference))))
     }
 
     fn check_claim(&self, claim: &Claim) -> Result<(), Status> {

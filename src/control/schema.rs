@@ -111,7 +111,7 @@ fn difference(a: &DynamicMessage, b: &DynamicMessage) -> Option<String> {
 }
 
 fn copy(to: &mut DynamicMessage, from: &DynamicMessage, path: &str, whole: &str) -> Result<(), Status> {
-    let invalid = || Status::invalid_argument(format!("invalid field path: {}", whole.escape_default()));
+    let invalid = || Status::invalid_argument(format!("invalid field path: {}", super::names::shown(whole)));
     let (name, rest) = path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
     let field = to.descriptor().get_field_by_name(name).ok_or_else(invalid)?;
     let Some(rest) = rest else {

@@ -1,4 +1,5 @@
-//! Keys in memory: wiped when dropped, never printed, compared in constant time.
+//! Keys in memory: wiped when dropped, never printed, compared in constant time. What a key passed through before a
+//! request was decoded, the network's buffers, is not ours to wipe.
 
 use std::fmt;
 

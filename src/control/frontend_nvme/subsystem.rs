@@ -32,7 +32,7 @@ impl Resource for NvmeSubsystem {
             [("SerialNumber", &spec.serial_number, 20), ("ModelNumber", &spec.model_number, 40)]
         {
             if value.len() > longest {
-                let shown = value.chars().take(longest).flat_map(char::escape_default).collect::<String>();
+                let shown = names::shown(value);
                 return Err(Status::invalid_argument(format!(
                     "{field} value ({shown}) is too long, have to be between 1 and {longest}"
                 )));

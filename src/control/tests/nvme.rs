@@ -118,7 +118,7 @@ async fn subsystems_are_checked_in_the_words_clients_know() {
     refused(create(|spec| spec.nqn.clear()).await, Code::InvalidArgument, missing);
     let pattern = "NQN value (bad) does not match pattern";
     refused(create(|spec| spec.nqn = "bad".into()).await, Code::InvalidArgument, pattern);
-    let serial = "SerialNumber value (aaaaaaaaaaaaaaaaaaaa) is too long, have to be between 1 and 20";
+    let serial = "SerialNumber value (aaaaaaaaaaaaaaaaaaaaa) is too long, have to be between 1 and 20";
     refused(create(|spec| spec.serial_number = "a".repeat(21)).await, Code::InvalidArgument, serial);
     let range = "nvme_subsystem.spec.max_namespaces: must be 0 to 4294967295";
     refused(create(|spec| spec.max_namespaces = -1).await, Code::InvalidArgument, range);
