@@ -3,11 +3,13 @@
 #![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 
 use engine::{IoError, Limits, Op};
+use nvme_proto::nvm::{DsmCdw10, DsmCdw11, DsmRange, RwCdw12};
 use nvme_proto::opcode::NvmOpcode;
+use nvme_proto::zerocopy::FromBytes;
 use nvme_proto::{Sqe, Status};
 
 /// Bytes of one Dataset Management range.
-pub(crate) const RANGE_LEN: usize = 16;
+pub(crate) const RANGE_LEN: usize = size_of::<DsmRange>();
 
 /// An operation on a run of blocks, checked against the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,14 +30,6 @@ pub(crate) enum Command {
     Nothing,
 }
 
-const DEAC: u32 = 1 << 25;
-const FUA: u32 = 1 << 30;
-/// PRINFO, STC, and the low bits of CDW12's upper half (DTYPE, CETYPE): abilities that no namespace has.
-const CDW12_NONE: u32 = 0x3d_ff << 16;
-const CDW12_WRITE_ZEROES_NONE: u32 = CDW12_NONE & !DEAC & !(1 << 24);
-/// AD of Dataset Management.
-const AD: u32 = 1 << 2;
-
 /// What `sqe` asks of a namespace with `limits`; a command moves at most `max_bytes`.
 ///
 /// # Errors
@@ -45,34 +39,42 @@ pub(crate) fn parse(sqe: &Sqe, limits: &Limits, max_bytes: u64) -> Result<Comman
     if sqe.flags.fuse() != 0 {
         return Err(Status::INVALID_FIELD.dnr());
     }
-    let fua = sqe.cdw12 & FUA != 0;
+    let cdw12 = RwCdw12::from_bits(sqe.cdw12);
+    let (deallocate, fua) = (cdw12.deac(), cdw12.fua());
     match sqe.nvm() {
         NvmOpcode::Flush => Ok(Command::Blocks(Blocks { op: Op::Flush, lba: 0, blocks: 0 })),
-        NvmOpcode::Read => run(sqe, limits, Op::Read, CDW12_NONE, max_bytes),
-        NvmOpcode::Write => run(sqe, limits, Op::Write { fua }, CDW12_NONE, max_bytes),
+        NvmOpcode::Read => run(sqe, limits, Op::Read, max_bytes),
+        NvmOpcode::Write => run(sqe, limits, Op::Write { fua }, max_bytes),
         NvmOpcode::Compare => {
             able(limits.compare)?;
-            run(sqe, limits, Op::Compare, CDW12_NONE, max_bytes)
+            run(sqe, limits, Op::Compare, max_bytes)
         }
         NvmOpcode::WriteZeroes => {
             able(limits.write_zeroes)?;
-            let op = Op::WriteZeroes { deallocate: sqe.cdw12 & DEAC != 0, fua };
-            run(sqe, limits, op, CDW12_WRITE_ZEROES_NONE, u64::MAX)
+            run(sqe, limits, Op::WriteZeroes { deallocate, fua }, u64::MAX)
         }
         NvmOpcode::DatasetManagement => {
-            if sqe.cdw11 & AD == 0 || !limits.unmap {
+            if !DsmCdw11::from_bits(sqe.cdw11).ad() || !limits.unmap {
                 // Hints may be ignored.
                 return Ok(Command::Nothing);
             }
-            let [nr_z, ..] = sqe.cdw10.to_le_bytes();
+            let nr_z = DsmCdw10::from_bits(sqe.cdw10).nr_z();
             Ok(Command::Deallocate(usize::from(nr_z).saturating_add(1)))
         }
         _ => Err(Status::INVALID_OPCODE.dnr()),
     }
 }
 
-fn run(sqe: &Sqe, limits: &Limits, op: Op, none: u32, max_bytes: u64) -> Result<Command, Status> {
-    if sqe.cdw12 & none != 0 {
+/// What no namespace here has: protection information, storage tags, directives, command extensions; and DEAC but for
+/// Write Zeroes.
+fn asks_too_much(cdw12: RwCdw12, op: Op) -> bool {
+    let protection = cdw12.pract() || cdw12.prchk_guard() || cdw12.prchk_app() || cdw12.prchk_ref();
+    let deac = cdw12.deac() && !matches!(op, Op::WriteZeroes { .. });
+    protection || deac || cdw12.stc() || cdw12.dtype() != 0 || cdw12.cetype() != 0
+}
+
+fn run(sqe: &Sqe, limits: &Limits, op: Op, max_bytes: u64) -> Result<Command, Status> {
+    if asks_too_much(RwCdw12::from_bits(sqe.cdw12), op) {
         return Err(Status::INVALID_FIELD.dnr());
     }
     let (lba, blocks) = (sqe.slba(), sqe.nlb());
@@ -92,10 +94,7 @@ fn run(sqe: &Sqe, limits: &Limits, op: Op, none: u32, max_bytes: u64) -> Result<
 pub(crate) fn ranges(data: &[u8], limits: &Limits) -> Result<Vec<Blocks>, Status> {
     let mut ranges = Vec::new();
     for range in data.chunks_exact(RANGE_LEN) {
-        let (_, rest) = range.split_at(4);
-        let (blocks, lba) = rest.split_at(4);
-        let blocks = u32::from_le_bytes(blocks.try_into().unwrap_or_default());
-        let lba = u64::from_le_bytes(lba.try_into().unwrap_or_default());
+        let Ok(DsmRange { llb: blocks, slba: lba, .. }) = DsmRange::read_from_bytes(range) else { break };
         if !limits.contains(lba, blocks) {
             return Err(Status::LBA_OUT_OF_RANGE.dnr());
         }
@@ -140,7 +139,7 @@ mod tests {
         let sqe = command(NvmOpcode::Read, 992, 7);
         let want = Command::Blocks(Blocks { op: Op::Read, lba: 992, blocks: 8 });
         assert_eq!(parse(&sqe, &limits, 1 << 20), Ok(want));
-        let sqe = command(NvmOpcode::Write, 0, FUA);
+        let sqe = command(NvmOpcode::Write, 0, 1 << 30);
         let want = Command::Blocks(Blocks { op: Op::Write { fua: true }, lba: 0, blocks: 1 });
         assert_eq!(parse(&sqe, &limits, 1 << 20), Ok(want));
     }
@@ -166,7 +165,7 @@ mod tests {
         assert_eq!(parse(&command(NvmOpcode::Compare, 0, 0), &limits, 1 << 20), invalid);
         assert_eq!(parse(&command(NvmOpcode::WriteZeroes, 0, 0), &limits, 1 << 20), invalid);
         assert_eq!(parse(&command(NvmOpcode::Verify, 0, 0), &limits, 1 << 20), invalid);
-        let hint = Sqe { cdw11: AD, ..command(NvmOpcode::DatasetManagement, 0, 0) };
+        let hint = Sqe { cdw11: 4, ..command(NvmOpcode::DatasetManagement, 0, 0) };
         assert_eq!(parse(&hint, &limits, 1 << 20), Ok(Command::Nothing));
     }
 
@@ -199,7 +198,7 @@ mod tests {
         let data = [range(0, 8), range(93, 8)].concat();
         assert_eq!(ranges(&data, &limits), Err(Status::LBA_OUT_OF_RANGE.dnr()));
         assert!(ranges(&range(u64::MAX, u32::MAX), &limits).is_err());
-        let all = Sqe { cdw10: 255, cdw11: AD, ..command(NvmOpcode::DatasetManagement, 0, 0) };
+        let all = Sqe { cdw10: 255, cdw11: 4, ..command(NvmOpcode::DatasetManagement, 0, 0) };
         assert_eq!(parse(&all, &limits, 0), Ok(Command::Deallocate(nvme_proto::nvm::DSM_RANGES_MAX)));
     }
 }

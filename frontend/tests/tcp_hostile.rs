@@ -568,3 +568,114 @@ fn d46_controllers_come_and_go() {
     }
     panic!("controllers are left: {:?}", rig.subsystem.controllers());
 }
+
+#[test]
+fn c36_what_a_host_pins_is_bounded() {
+    let config = TargetConfig { shard_budget: 1 << 20, ..TargetConfig::default() };
+    let rig = Rig::with(config, "127.0.0.1:0");
+    // A host that asks for much and sends nothing gets R2Ts for its quarter, and no more.
+    let (_admin, mut greedy) = rig.connect(0);
+    for cid in 0..100 {
+        let mut sqe = Sqe { cid, ..rw(1, 0, 65536) };
+        sqe.set_sgl(SglDescriptor::transport(65536));
+        let bytes = greedy.capsule(sqe, &[]);
+        greedy.send(&bytes);
+    }
+    let r2ts: Vec<R2t> = (0..4).map(|_| greedy.receive().unwrap().read()).collect();
+    others_live(&rig);
+    let mut flush = Sqe { opc: 0, nsid: 1, cid: 500, ..Sqe::default() };
+    flush.set_sgl(SglDescriptor::transport(0));
+    let bytes = greedy.capsule(flush, &[]);
+    greedy.send(&bytes);
+    assert_eq!(greedy.receive().unwrap().ch.pdu_type, PduType::CapsuleResp, "no more than its quarter");
+    // As it sends its data, the others follow: all hundred end.
+    let data = pattern(8, 65536);
+    for r2t in r2ts {
+        let pdus = greedy.h2c(&r2t, &data, 65536);
+        greedy.send(&pdus[0]);
+    }
+    let mut ended = 0;
+    while ended < 100 {
+        assert!(greedy.complete(&data).0.status().is_success());
+        ended += 1;
+    }
+}
+
+#[test]
+fn e55_events_end_with_a_reset() {
+    let rig = Rig::new();
+    let mut admin = Host::open(rig.addr, 0);
+    admin.connect_admin(SUBNQN, 0);
+    for round in 0..20 {
+        admin.enable();
+        // One more than AERL allows.
+        for cid in 500..505 {
+            let mut sqe = Sqe { opc: 0xc, cid, ..Sqe::default() };
+            sqe.set_sgl(SglDescriptor::transport(0));
+            let bytes = admin.capsule(sqe, &[]);
+            admin.send(&bytes);
+        }
+        let (cqe, _) = admin.complete(&[]);
+        assert_eq!((cqe.cid, cqe.status()), (504, Status::ASYNC_EVENT_REQUEST_LIMIT_EXCEEDED.dnr()));
+        let mut sqe = Property { offset: offset::CC, size: 0, value: 0x46_0000 }.set(round);
+        sqe.set_sgl(SglDescriptor::transport(0));
+        let bytes = admin.capsule(sqe, &[]);
+        admin.send(&bytes);
+        let ended: Vec<_> = (0..5).map(|_| admin.complete(&[]).0).collect();
+        let aborted = ended.iter().filter(|c| c.cid >= 500 && c.status() == Status::ABORT_REQUESTED);
+        assert_eq!(aborted.count(), 4);
+        admin.wait_csts(1, 0);
+    }
+}
+
+/// Sessions with bytes changed at random: whatever becomes of them, the target and its other hosts go on.
+#[test]
+fn a_to_e_mutated_sessions() {
+    let rig = Rig::new();
+    let (mut admin, _io) = rig.connect(0);
+    let mut seed = 0x1234_5678u64;
+    let mut random = move |below: usize| {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 33) as usize % below
+    };
+    let connect = |qid| {
+        let connect = Connect { recfmt: 0, qid, sqsize_z: 31, cattr: Cattr::new(), kato: 0 };
+        let mut sqe = connect.to_sqe(qid);
+        sqe.set_sgl(SglDescriptor::in_capsule(1024));
+        sqe
+    };
+    let cntlid = rig.subsystem.controllers()[0].cntlid();
+    for round in 0..400u16 {
+        let mut host = Host::raw(rig.addr);
+        let (data, first) = match round % 2 {
+            0 => (connect_data(SUBNQN, HOSTNQN, 0xffff), connect(0)),
+            _ => (connect_data(SUBNQN, HOSTNQN, cntlid), connect(2 + round)),
+        };
+        let mut pdus = vec![icreq(0).as_bytes().to_vec(), host.capsule(first, data.as_bytes())];
+        if round % 2 == 0 {
+            let enable = Property { offset: offset::CC, size: 0, value: 0x46_0001 };
+            pdus.push(host.capsule(enable.set(1), &[]));
+        }
+        for cid in 10..20 {
+            let mut sqe = Sqe { cid, ..rw([0, 1, 2, 5, 8, 9, 6, 0xa, 0xc, 2][random(10)], 0, 4096) };
+            (sqe.cdw10, sqe.cdw11) = (random(300) as u32, random(8) as u32);
+            let in_capsule = random(2) == 0;
+            sqe.set_sgl(match in_capsule {
+                true => SglDescriptor::in_capsule(4096),
+                false => SglDescriptor::transport(4096),
+            });
+            pdus.push(host.capsule(sqe, if in_capsule { &[7; 4096] } else { &[] }));
+        }
+        // The session as far as the last good response, then the rest with changed bytes.
+        for pdu in &mut pdus[usize::from(round % 3)..] {
+            for _ in 0..random(3) {
+                let at = random(pdu.len().min(128));
+                pdu[at] ^= 1 << random(8);
+            }
+        }
+        // The target may hang up at any point.
+        let _ = host.stream.write_all(&pdus.concat());
+    }
+    assert_eq!(admin.property_get(offset::CSTS, 0) & 3, 1);
+    others_live(&rig);
+}

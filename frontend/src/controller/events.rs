@@ -80,10 +80,11 @@ impl Controller {
         self.raise(Event::error(info));
     }
 
-    /// The admin queue closes: its event requests are gone.
+    /// A reset, or the admin queue closes: requests end, nothing is waiting, and the host wants no notices.
     pub(crate) fn forget_events(&self) {
-        let configuration = AsyncEventConfiguration::new();
-        let forgotten = self.events.replace(Events { configuration, ..Events::default() });
-        drop(forgotten);
+        let forgotten = self.events.take();
+        for (queue, ticket) in forgotten.requests {
+            queue.finish(ticket, Status::ABORT_REQUESTED.into());
+        }
     }
 }

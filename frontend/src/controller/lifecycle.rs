@@ -106,7 +106,7 @@ impl Controller {
     /// The queues that a reset or the end waited for are gone.
     pub(super) fn drained(self: &Rc<Self>) {
         match self.phase.get() {
-            Phase::Resetting => {
+            Phase::Resetting if self.shared.is_drained(!self.config.fabrics) => {
                 self.phase.set(Phase::Disabled);
                 self.edit(|r| r.csts = Csts::new());
                 self.forget_events();
@@ -116,7 +116,7 @@ impl Controller {
                     self.enable();
                 }
             }
-            Phase::Ending => {
+            Phase::Ending if self.shared.is_drained(true) => {
                 self.phase.set(Phase::Ended);
                 self.forget_events();
                 self.shared.subsystem().forget(self.shared.cntlid());
@@ -158,7 +158,12 @@ struct ShutdownFlush {
 }
 
 impl Issuer for ShutdownFlush {
-    fn resume(self: Rc<Self>, _io: Io, _cookie: u64, _result: IoResult) {
+    fn resume(self: Rc<Self>, _io: Io, _cookie: u64, result: IoResult) {
+        if let Err(error) = result {
+            // SHST has no word for it, and CFS is one that a host heeds.
+            tracing::error!(controller = ?self.controller.shared, %error, "flush at shutdown");
+            self.controller.edit(|r| r.csts.set_cfs(true));
+        }
         self.left.set(self.left.get() - 1);
         if self.left.get() == 0 {
             self.controller.shutdown_complete();

@@ -34,6 +34,8 @@ pub const MAX_TRANSFER: u64 = 1 << 20;
 pub struct Config {
     /// Queues are connections that survive a reset but for I/O queues; without it, PCIe: all queues go with a reset.
     pub fabrics: bool,
+    /// The CNTLID that is asked for; `None` for one that is free.
+    pub cntlid: Option<u16>,
     /// A discovery controller: no I/O queues, and its log is the port's.
     pub discovery: bool,
     /// Entries of the largest queue (MQES + 1): at least 2.
@@ -113,7 +115,7 @@ impl Controller {
         port: Box<dyn Port>,
     ) -> Result<Rc<Self>, SubsystemError> {
         let home = shard.handle();
-        let shared = subsystem.admit(|cntlid| {
+        let shared = subsystem.admit(config.cntlid, config.fabrics, |cntlid| {
             Arc::new(Shared::new(cntlid, subsystem.clone(), host, home, config.max_io_queues))
         })?;
         let controller = Rc::new(Controller {

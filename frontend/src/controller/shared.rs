@@ -187,6 +187,11 @@ impl Shared {
         false
     }
 
+    /// Whether no queue is left (the admin queue may be, unless `all`).
+    pub(super) fn is_drained(&self, all: bool) -> bool {
+        self.queues().is_drained(all)
+    }
+
     /// Asks a queue to take a command back.
     pub(super) fn abort(&self, sqid: u16, cid: u16) {
         if let Some(link) = self.queues().links.get(&sqid) {

@@ -153,6 +153,10 @@ impl<T: Transport> Queue<T> {
     }
 
     fn work(self: &Rc<Self>, ticket: Ticket, work: Work) {
+        if work.attachment.is_gone() {
+            // It was removed while the data was on its way.
+            return self.end(ticket, Status::INVALID_NAMESPACE_OR_FORMAT.dnr().into());
+        }
         self.stage(ticket, Stage::Io(work));
         self.next_piece(ticket);
     }

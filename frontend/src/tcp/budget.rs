@@ -1,4 +1,4 @@
-//! Bytes that commands may pin on a shard: what is over waits, and nothing is refused.
+//! Bytes that commands may pin, on a shard and on each of its connections: what is over waits, and nothing is refused.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -9,19 +9,30 @@ use engine::{Shard, TurnEnd};
 use super::connection::Connection;
 use crate::queue::Ticket;
 
+/// A connection may hold one part in so many of its shard's bytes.
+const SHARES: usize = 4;
+
 /// The bytes of a shard.
 pub(super) struct Budget {
     shard: Shard,
     limit: usize,
     used: Cell<usize>,
     waiting: RefCell<VecDeque<(Weak<Connection>, Ticket)>>,
+    /// One that waits is held up by the shard, not by its connection: nobody overtakes it.
+    starved: Cell<bool>,
     noted: Cell<bool>,
 }
 
 /// A share of the budget; given back when it is dropped.
 pub(super) struct Lease {
     of: Rc<Budget>,
+    pinned: Rc<Cell<usize>>,
     bytes: usize,
+}
+
+/// Whether `bytes` more fit; the first always do, so that no command is too large to run.
+fn fits(used: usize, bytes: usize, limit: usize) -> bool {
+    used == 0 || used.saturating_add(bytes) <= limit
 }
 
 impl Budget {
@@ -31,29 +42,38 @@ impl Budget {
             limit,
             used: Cell::new(0),
             waiting: RefCell::default(),
+            starved: Cell::new(false),
             noted: Cell::new(false),
         })
     }
 
-    /// `bytes` for a command, unless they are used up or others wait already; one command always gets what it needs.
-    pub fn lease(self: &Rc<Self>, bytes: usize) -> Option<Lease> {
-        if !self.waiting.borrow().is_empty() {
+    /// `bytes` for a command of the connection that holds `pinned`, unless they are used up.
+    pub fn lease(self: &Rc<Self>, pinned: &Rc<Cell<usize>>, bytes: usize) -> Option<Lease> {
+        if self.starved.get() || !self.has_room(bytes) || !self.may_have(pinned, bytes) {
             return None;
         }
-        self.take(bytes)
+        Some(self.take(pinned, bytes))
     }
 
-    fn take(self: &Rc<Self>, bytes: usize) -> Option<Lease> {
-        let used = self.used.get();
-        if used != 0 && used.saturating_add(bytes) > self.limit {
-            return None;
+    fn has_room(&self, bytes: usize) -> bool {
+        fits(self.used.get(), bytes, self.limit)
+    }
+
+    fn may_have(&self, pinned: &Cell<usize>, bytes: usize) -> bool {
+        fits(pinned.get(), bytes, self.limit / SHARES)
+    }
+
+    fn take(self: &Rc<Self>, pinned: &Rc<Cell<usize>>, bytes: usize) -> Lease {
+        self.used.set(self.used.get().saturating_add(bytes));
+        pinned.set(pinned.get().saturating_add(bytes));
+        Lease { of: self.clone(), pinned: pinned.clone(), bytes }
+    }
+
+    /// Calls [`Connection::granted`] for a command that [`Budget::lease`] refused, when there is room.
+    pub fn wait(&self, connection: &Rc<Connection>, ticket: Ticket, bytes: usize) {
+        if self.may_have(&connection.pinned, bytes) {
+            self.starved.set(true);
         }
-        self.used.set(used.saturating_add(bytes));
-        Some(Lease { of: self.clone(), bytes })
-    }
-
-    /// Calls [`Connection::granted`] for the command when there is room for what it then asks of `lease`.
-    pub fn wait(&self, connection: &Rc<Connection>, ticket: Ticket) {
         self.waiting.borrow_mut().push_back((Rc::downgrade(connection), ticket));
     }
 }
@@ -62,6 +82,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let budget = &self.of;
         budget.used.set(budget.used.get().saturating_sub(self.bytes));
+        self.pinned.set(self.pinned.get().saturating_sub(self.bytes));
         if !budget.waiting.borrow().is_empty() && !budget.noted.replace(true) {
             budget.shard.at_turn_end(budget.clone());
         }
@@ -71,20 +92,27 @@ impl Drop for Lease {
 impl TurnEnd for Budget {
     fn turn_end(self: Rc<Self>) {
         self.noted.set(false);
-        loop {
-            let Some((connection, ticket)) = self.waiting.borrow().front().cloned() else { return };
-            let lease = match connection.upgrade().and_then(|c| Some((c.wanted(ticket)?, c))) {
-                None => None,
-                Some((bytes, connection)) => match self.take(bytes) {
-                    None => return,
-                    Some(lease) => Some((connection, lease)),
-                },
+        self.starved.set(false);
+        let mut waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        let mut still = VecDeque::new();
+        while let Some((weak, ticket)) = waiting.pop_front() {
+            let Some((bytes, connection)) = weak.upgrade().and_then(|c| Some((c.wanted(ticket)?, c))) else {
+                continue;
             };
-            self.waiting.borrow_mut().pop_front();
-            if let Some((connection, lease)) = lease {
-                connection.granted(ticket, lease);
+            if !self.may_have(&connection.pinned, bytes) {
+                still.push_back((weak, ticket));
+            } else if self.has_room(bytes) {
+                connection.granted(ticket, self.take(&connection.pinned, bytes));
+            } else {
+                self.starved.set(true);
+                still.push_back((weak, ticket));
+                break;
             }
         }
+        still.append(&mut waiting);
+        // Whoever came to wait meanwhile waits behind.
+        still.append(&mut self.waiting.borrow_mut());
+        self.waiting.replace(still);
     }
 }
 
@@ -99,14 +127,16 @@ mod tests {
         let sim = Sim::new(1).unwrap();
         sim.on(0, |shard| {
             let budget = Budget::new(shard, 100);
-            let large = budget.lease(1000).expect("one command always runs");
-            assert!(budget.lease(1).is_none());
+            let (a, b) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+            let large = budget.lease(&a, 1000).expect("one command always runs");
+            assert!(budget.lease(&b, 1).is_none(), "the shard has no more");
             drop(large);
-            let two = (budget.lease(60).unwrap(), budget.lease(40).unwrap());
-            assert!(budget.lease(1).is_none());
-            drop(two.0);
-            assert!(budget.lease(61).is_none());
-            assert!(budget.lease(60).is_some());
+            let first = budget.lease(&a, 20).unwrap();
+            assert!(budget.lease(&a, 6).is_none(), "a connection has a quarter");
+            let others = (budget.lease(&b, 75).unwrap(), budget.lease(&a, 5).unwrap());
+            assert!(budget.lease(&Rc::default(), 1).is_none());
+            drop((first, others));
+            assert_eq!((budget.used.get(), a.get(), b.get()), (0, 0, 0));
         });
     }
 }

@@ -134,6 +134,7 @@ impl Connection {
         let discovery = Arc::ptr_eq(&subsystem, &self.home.target.discovery);
         let config = Config {
             fabrics: true,
+            cntlid: None,
             discovery,
             max_queue_entries: MAX_QUEUE_ENTRIES,
             max_io_queues: if discovery { 0 } else { MAX_IO_QUEUES },

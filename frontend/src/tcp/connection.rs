@@ -30,7 +30,7 @@ use super::{IN_CAPSULE, Listening, MAXH2CDATA};
 use crate::queue::{Queue, Ticket};
 
 /// Bytes waiting to be sent from which on nothing more is read.
-const BACKLOG: usize = 2 << 20;
+const BACKLOG: usize = 8 << 20;
 /// How long a connection that ends in error may take to send what it has to say.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -73,6 +73,8 @@ pub(super) struct Connection {
     noted: Cell<bool>,
     pub queue: RefCell<Option<Rc<Queue<Wire>>>>,
     pub slots: RefCell<Vec<SlotState>>,
+    /// Bytes of the shard's budget that its commands hold.
+    pub pinned: Rc<Cell<usize>>,
     /// SQHD, and the queue's entries; zero entries: the host does without flow control.
     pub sqhd: Cell<u16>,
     pub entries: Cell<u16>,
@@ -104,6 +106,7 @@ impl Connection {
             noted: Cell::new(false),
             queue: RefCell::default(),
             slots: RefCell::default(),
+            pinned: Rc::default(),
             sqhd: Cell::new(0),
             entries: Cell::new(0),
             flow_control: Cell::new(true),

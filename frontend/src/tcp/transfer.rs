@@ -59,11 +59,11 @@ impl SlotState {
 impl Connection {
     /// Memory for a command, when the budget has room for it.
     fn reserve(self: &Rc<Self>, ticket: Ticket, cid: u16, direction: Direction, len: usize) -> Data {
-        match self.home.budget.lease(len) {
+        match self.home.budget.lease(&self.pinned, len) {
             Some(lease) => self.begin(ticket, cid, direction, len, lease),
             None => {
                 self.slot(ticket, |s| s.wants = Some((ticket, direction, len)));
-                self.home.budget.wait(self, ticket);
+                self.home.budget.wait(self, ticket, len);
                 Data::Later
             }
         }
