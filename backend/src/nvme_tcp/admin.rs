@@ -43,8 +43,10 @@ pub(super) async fn connect(
     let memory = Buf::new(size_of::<ConnectData>()).sgl(0, size_of::<ConnectData>());
     memory.copy_in(0, data.as_bytes());
     let kato = if qid == 0 { config.kato_ms() } else { 0 };
+    // A queue never has more commands out than entries, so SQHD tells nothing new, and reads may end without a response.
+    let cattr = Cattr::new().with_disable_sqfc(qid != 0);
     let sqsize_z = entries.saturating_sub(1);
-    let sqe = Connect { recfmt: 0, qid, sqsize_z, cattr: Cattr::new(), kato }.to_sqe(0);
+    let sqe = Connect { recfmt: 0, qid, sqsize_z, cattr, kato }.to_sqe(0);
     let answer = run(conn, "Connect", sqe, Way::Out, memory).await?;
     Ok((answer.result & 0xffff) as u16)
 }

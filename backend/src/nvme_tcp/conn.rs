@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::rc::{Rc, Weak};
 
@@ -20,6 +19,7 @@ use nvme_proto::tcp::{CommonHdr, PduType, TermReq};
 use nvme_proto::zerocopy::{FromZeros, IntoBytes};
 
 use super::batch::Batch;
+use super::config::Config;
 use super::issued::Issued;
 use super::lane::Lane;
 use super::promise::Promise;
@@ -36,17 +36,22 @@ const EINTR: i32 = Errno::EINTR as i32;
 const RX: u64 = 0;
 const TX: u64 = 1;
 
-/// Opens a socket to `addr` and agrees on digests (NVMe/TCP 1.1, 3.2.1: ICReq and ICResp).
-pub(super) async fn dial(
-    shard: &Shard,
-    addr: SocketAddr,
-    hdgst: bool,
-    ddgst: bool,
-) -> Result<(Fd, Agreed), Reason> {
+/// Opens a socket and agrees on digests (NVMe/TCP 1.1, 3.2.1: ICReq and ICResp).
+pub(super) async fn dial(shard: &Shard, config: &Config) -> Result<(Fd, Agreed), Reason> {
+    let (addr, hdgst, ddgst) = (config.address, config.hdgst, config.ddgst);
+    let patience = Some(config.kato).filter(|kato| !kato.is_zero());
     let family = if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)
         .map_err(|e| Reason::socket("socket", &e.into()))?;
     let _ = setsockopt(&fd, sockopt::TcpNoDelay, &true);
+    if let Some(patience) = patience {
+        // Keep Alive watches the admin queue alone: the kernel watches every connection.
+        let seconds = u32::try_from(patience.as_secs()).unwrap_or(u32::MAX).max(1);
+        let _ = setsockopt(&fd, sockopt::TcpUserTimeout, &seconds.saturating_mul(1000));
+        let _ = setsockopt(&fd, sockopt::KeepAlive, &true);
+        let _ = setsockopt(&fd, sockopt::TcpKeepIdle, &seconds);
+        let _ = setsockopt(&fd, sockopt::TcpKeepInterval, &1);
+    }
     let guard = Hang(Fd::new(fd));
     let fd = guard.0.clone();
     let done = shard.ring().run(RingOp::Connect { fd: fd.clone(), addr }).await;
@@ -363,7 +368,7 @@ impl Conn {
                 match (owner, &lane) {
                     (Owner::Task(promise, _), _) => promise.set(None),
                     (Owner::Io(issued), _) => ios.push(issued),
-                    (Owner::Nobody(ghost), Some(lane)) => lane.ghost_lost(&ghost),
+                    (Owner::Nobody(ghost), Some(lane)) => lane.ghost_lost(ghost),
                     (Owner::Nobody(_), None) => {}
                 }
             }

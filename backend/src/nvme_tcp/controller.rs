@@ -49,7 +49,7 @@ impl Controller {
     }
 
     async fn connect(shard: &Shard, config: &Config) -> Result<Self, Reason> {
-        let (fd, agreed) = dial(shard, config.address, config.hdgst, config.ddgst).await?;
+        let (fd, agreed) = dial(shard, config).await?;
         let conn = Conn::start(shard, fd, Queue::new(agreed, ENTRIES, IN_CAPSULE), Weak::new());
         let mut controller = Controller { conn, cntlid: CNTLID_DYNAMIC, cap: Cap::new() };
         controller.cntlid = admin::connect(&controller.conn, config, 0, ENTRIES, CNTLID_DYNAMIC).await?;

@@ -153,3 +153,88 @@ impl ControllerFacts {
         Ok((limits.because("max_blocks", "nvme_tcp", why), spans))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nvme_proto::identify::{Flbas, LbaFormat, Nsfeat};
+    use nvme_proto::zerocopy::FromZeros;
+
+    use super::*;
+
+    fn facts(mdts: u8, mpsmin: u8) -> ControllerFacts {
+        let mut identify = Box::new(IdentifyController::new_zeroed());
+        identify.mdts = mdts;
+        ControllerFacts { identify, nvm: None, cap: Cap::new().with_mpsmin(mpsmin) }
+    }
+
+    fn namespace(blocks: u64, lbads: u8) -> IdentifyNamespace {
+        let mut ns = IdentifyNamespace::new_zeroed();
+        ns.nsze = blocks;
+        ns.lbaf[0] = LbaFormat::of_lbads(lbads);
+        ns
+    }
+
+    #[test]
+    fn mdts_bounds_an_io_and_so_do_we() {
+        for (mdts, mpsmin, max_blocks) in [
+            (0, 0, 2048),
+            (1, 0, 16),
+            (5, 0, 256),
+            (8, 0, 2048),
+            (9, 0, 2048),
+            (1, 4, 256),
+            (60, 15, 2048),
+            (255, 15, 2048),
+        ] {
+            let (limits, _) = facts(mdts, mpsmin).limits(&namespace(1 << 30, 9)).unwrap();
+            assert_eq!(limits.max_blocks, max_blocks, "MDTS {mdts}, MPSMIN {mpsmin}");
+        }
+        assert!(facts(1, 0).limits(&namespace(100, 16)).is_err(), "a block larger than MDTS");
+    }
+
+    #[test]
+    fn what_cannot_be_a_volume_is_none() {
+        let refused = |ns: &IdentifyNamespace| facts(0, 0).limits(ns).is_err();
+        for (blocks, lbads) in
+            [(0, 9), (1, 0), (1, 8), (1, 17), (1, 63), (1, 255), (u64::MAX, 9), (1 << 54, 9)]
+        {
+            assert!(refused(&namespace(blocks, lbads)), "{blocks} blocks, LBADS {lbads}");
+        }
+        assert!(!refused(&namespace((1 << 54) - 1, 9)));
+        let mut metadata = namespace(100, 9);
+        metadata.lbaf[0].ms = 8;
+        assert!(refused(&metadata));
+        let mut beyond = namespace(100, 9);
+        beyond.flbas = Flbas::from_bits(0x6f);
+        assert!(refused(&beyond), "a format that is not there");
+    }
+
+    #[test]
+    fn atomicity_is_promised_where_it_is_sure() {
+        let mut facts = facts(0, 0);
+        facts.identify.awupf_z = 7;
+        let mut ns = namespace(100, 9);
+        assert_eq!(facts.limits(&ns).unwrap().0.atomic_blocks, 8);
+        (ns.nsfeat, ns.nawupf_z) = (Nsfeat::new().with_nsabp(true), 15);
+        assert_eq!(facts.limits(&ns).unwrap().0.atomic_blocks, 16);
+        ns.nabspf_z = 3;
+        assert_eq!(facts.limits(&ns).unwrap().0.atomic_blocks, 1, "boundaries within");
+    }
+
+    #[test]
+    fn identities_are_read_from_any_list() {
+        let mut ns = namespace(100, 9);
+        ns.eui64 = [1; 8];
+        let mut list = vec![3, 16, 0, 0];
+        list.extend([7; 16]);
+        list.extend([9, 3, 0, 0, 1, 2, 3, 4, 1, 0, 0, 0]);
+        let id = Identity::of(&ns, &list);
+        assert_eq!(id, Identity { uuid: Some([7; 16]), nguid: None, eui64: Some([1; 8]) });
+        assert!(id.is_still(&id) && id.is_still(&Identity::default()));
+        assert!(!Identity::default().is_still(&id));
+        // Lengths that lead beyond the list, or are another type's.
+        assert_eq!(Identity::of(&ns, &[3, 200, 0, 0, 1]).uuid, None);
+        assert_eq!(Identity::of(&ns, &[3, 2, 0, 0, 1, 1]).uuid, None);
+        assert_eq!(Identity::of(&ns, &vec![0xff; 4096]).uuid, None);
+    }
+}

@@ -6,17 +6,13 @@ use std::rc::Rc;
 use engine::mem::{Buf, Sgl};
 use engine::{Io, Op};
 use nvme_proto::Sqe;
+use nvme_proto::nvm::{DsmCdw11, DsmRange, RwCdw12};
 use nvme_proto::opcode::NvmOpcode;
+use nvme_proto::zerocopy::IntoBytes;
 
 use super::channel::NamespaceChannel;
 use super::queue::Way;
 
-/// Command Dword 12: Force Unit Access.
-const FUA: u32 = 1 << 30;
-/// Command Dword 12 of Write Zeroes: Deallocate.
-const DEAC: u32 = 1 << 25;
-/// Command Dword 11 of Dataset Management: Attribute – Deallocate.
-const AD: u32 = 1 << 2;
 /// Blocks that a command's NLB can name.
 const MAX_NLB: u32 = 1 << 16;
 
@@ -80,22 +76,21 @@ impl Issued {
         let blocks = left.min(span);
         self.out = blocks;
         let mut sqe = Sqe { opc: opcode.0, nsid, ..Sqe::default() };
-        let nlb_z = blocks.saturating_sub(1) & 0xffff;
+        let rw = RwCdw12::new().with_nlb_z(u16::try_from(blocks.saturating_sub(1)).unwrap_or(u16::MAX));
         match self.io.op() {
             Op::Flush => return (sqe, Way::Out),
             Op::Unmap => {
-                // One range: CDW10's NR is zero-based.
-                sqe.cdw11 = AD;
-                self.ranges = Buf::new(16).sgl(0, 16);
-                self.ranges.copy_in(0, &[0; 4]);
-                self.ranges.copy_in(4, &blocks.to_le_bytes());
-                self.ranges.copy_in(8, &lba.to_le_bytes());
+                // One range: NR is zero-based.
+                sqe.cdw11 = DsmCdw11::new().with_ad(true).into_bits();
+                let range = DsmRange { cattr: 0, llb: blocks, slba: lba };
+                self.ranges = Buf::new(size_of::<DsmRange>()).sgl(0, size_of::<DsmRange>());
+                self.ranges.copy_in(0, range.as_bytes());
                 return (sqe, Way::Out);
             }
-            Op::Read | Op::Compare => sqe.cdw12 = nlb_z,
-            Op::Write { fua } => sqe.cdw12 = nlb_z | if fua { FUA } else { 0 },
+            Op::Read | Op::Compare => sqe.cdw12 = rw.into_bits(),
+            Op::Write { fua } => sqe.cdw12 = rw.with_fua(fua).into_bits(),
             Op::WriteZeroes { deallocate, fua } => {
-                sqe.cdw12 = nlb_z | if fua { FUA } else { 0 } | if deallocate { DEAC } else { 0 };
+                sqe.cdw12 = rw.with_fua(fua).with_deac(deallocate).into_bits();
             }
         }
         sqe.set_slba(lba);

@@ -51,6 +51,8 @@ pub(super) struct Lane {
     pumping: Cell<bool>,
     /// A connection was lost that had writes.
     tainted: Cell<bool>,
+    /// Ghosts of lost connections: they may act until the association before is over.
+    ghosts: RefCell<Vec<Ghost>>,
     task: RefCell<Option<Task>>,
 }
 
@@ -73,6 +75,7 @@ impl Lane {
             waiting: RefCell::default(),
             pumping: Cell::new(false),
             tainted: Cell::new(false),
+            ghosts: RefCell::default(),
             task: RefCell::default(),
         });
         if !lane.is_closed() {
@@ -172,12 +175,12 @@ impl Lane {
         }
     }
 
-    /// As [`Lane::ghost_gone`]: the connection that had the command is gone.
-    pub fn ghost_lost(&self, ghost: &Ghost) {
+    /// The connection that had a ghost's command is gone.
+    pub fn ghost_lost(&self, ghost: Ghost) {
         if ghost.range.is_some() {
             self.tainted.set(true);
         }
-        self.ghost_gone(ghost);
+        self.ghosts.borrow_mut().push(ghost);
     }
 
     /// Connects this shard's queue to a new association.
@@ -219,6 +222,8 @@ impl Lane {
             let rest = association.fence - self.shard.now();
             self.shard.sleep(Duration::from_nanos(rest)).await;
         }
+        let ghosts = std::mem::take(&mut *self.ghosts.borrow_mut());
+        ghosts.iter().for_each(|ghost| self.ghost_gone(ghost));
         self.crdt.set(association.crdt);
         self.live.set(true);
         self.look();
@@ -227,7 +232,7 @@ impl Lane {
 
     async fn bring_up(&self, qid: u16, association: &Association) -> Result<Rc<Conn>, Reason> {
         let config = self.remote.config();
-        let (fd, agreed) = dial(&self.shard, config.address, config.hdgst, config.ddgst).await?;
+        let (fd, agreed) = dial(&self.shard, config).await?;
         let queue = Queue::new(agreed, association.entries, association.in_capsule);
         let conn = Conn::start(&self.shard, fd, queue, self.me.clone());
         self.conn.replace(Some(conn.clone()));

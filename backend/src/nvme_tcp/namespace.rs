@@ -27,6 +27,8 @@ pub struct RemoteNamespace {
     remote: Arc<Remote>,
     pin: Mutex<Pin>,
     block_size: u32,
+    /// A control plane keeps its pin.
+    promised: AtomicBool,
     /// What stands against it at the moment.
     state: Mutex<Option<Reason>>,
     usable: AtomicBool,
@@ -42,10 +44,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl RemoteNamespace {
     /// One that was seen before, or is seen now; not usable until [`RemoteNamespace::seen`].
-    pub(super) fn new(remote: Arc<Remote>, pin: Pin) -> Self {
+    pub(super) fn new(remote: Arc<Remote>, pin: Pin, promised: bool) -> Self {
         RemoteNamespace {
             remote,
             block_size: pin.limits.block_size,
+            promised: AtomicBool::new(promised),
             pin: Mutex::new(pin),
             state: Mutex::new(None),
             usable: AtomicBool::new(false),
@@ -80,6 +83,14 @@ impl RemoteNamespace {
     /// Whether commands may be sent to it.
     pub(super) fn is_usable(&self) -> bool {
         self.usable.load(Ordering::Acquire)
+    }
+
+    pub(super) fn was_promised(&self) -> bool {
+        self.promised.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_promised(&self) {
+        self.promised.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn block_size(&self) -> u32 {

@@ -77,7 +77,7 @@ impl Remote {
             changed: Condvar::new(),
         });
         for pin in pins {
-            remote.add(pin);
+            remote.add(pin, true);
         }
         let theirs = remote.clone();
         remote.home.run(move |shard| Session::start(theirs, shard));
@@ -107,12 +107,13 @@ impl Remote {
     /// A namespace as it was promised to hosts before, as [`Remote::start`] takes them: a volume at once. If the
     /// controller is known to show another one, or one that can do less, it is refused, and its I/O parked.
     pub fn promise(self: &Arc<Self>, pin: Pin) -> Arc<RemoteNamespace> {
-        let Some(known) = self.namespace(pin.nsid) else { return self.add(pin) };
+        let Some(known) = self.namespace(pin.nsid) else { return self.add(pin, true) };
         let seen = known.pin();
         if seen.identity.is_still(&pin.identity) && seen.limits.covers(&pin.limits).is_ok() {
+            known.set_promised();
             return known;
         }
-        let promised = self.add(pin);
+        let promised = self.add(pin, true);
         if known.is_usable() {
             let _ = promised.seen(&seen.identity, &seen.limits, known.spans());
         }
@@ -168,8 +169,11 @@ impl Remote {
             });
         }
         self.set_state(State::Closed);
-        let gone = std::mem::take(&mut self.lock().namespaces);
-        drop(gone);
+        let (namespaces, watchers) = {
+            let mut shared = self.lock();
+            (std::mem::take(&mut shared.namespaces), std::mem::take(&mut shared.watchers))
+        };
+        drop((namespaces, watchers));
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -232,9 +236,16 @@ impl Remote {
         self.announce(shared);
     }
 
-    /// Adds a namespace.
-    pub(super) fn add(self: &Arc<Self>, pin: Pin) -> Arc<RemoteNamespace> {
-        let namespace = Arc::new(RemoteNamespace::new(self.clone(), pin));
+    /// Forgets those namespaces that `gone` chooses, unless they were promised or somebody holds them: so a remote that
+    /// shows others again and again fills nothing.
+    pub(super) fn drop_namespaces(&self, gone: impl Fn(u32) -> bool) {
+        let kept = |n: &Arc<RemoteNamespace>| n.was_promised() || Arc::strong_count(n) > 1;
+        self.lock().namespaces.retain(|nsid, n| !gone(*nsid) || kept(n));
+    }
+
+    /// Adds a namespace, which was promised earlier or is seen now.
+    pub(super) fn add(self: &Arc<Self>, pin: Pin, promised: bool) -> Arc<RemoteNamespace> {
+        let namespace = Arc::new(RemoteNamespace::new(self.clone(), pin, promised));
         let mut shared = self.lock();
         shared.namespaces.insert(namespace.nsid(), namespace.clone());
         self.announce(shared);

@@ -115,13 +115,13 @@ impl Inner {
     /// Never ends by itself.
     async fn run(&self) {
         let config = self.remote.config();
-        let (mut pause, mut was_live) = (config.first_pause, false);
+        let (mut pause, mut was_live, mut said) = (config.first_pause, false, None);
         loop {
             self.generation.set(self.generation.get() + 1);
             let began = self.shard.now();
             let reason = match self.associate().await {
                 Ok(facts) => {
-                    was_live = true;
+                    (was_live, said) = (true, None);
                     let reason = self.serve(&facts).await;
                     let quiesce = config.kato + Duration::from_millis(u64::from(facts.identify.cqt));
                     let quiesce = u64::try_from(quiesce.as_nanos()).unwrap_or(0);
@@ -137,7 +137,10 @@ impl Inner {
             self.association.replace(None);
             self.controller.replace(None);
             self.each_lane(Lane::disconnect);
-            warn!(remote = %config.name, %reason, "not connected; the next attempt in {pause:?}");
+            // Attempts go on for ever; only what is new is worth a line.
+            if said.replace(reason.clone()).as_ref() != Some(&reason) {
+                warn!(remote = %config.name, %reason, "not connected; the next attempt in {pause:?}");
+            }
             self.remote.set_state(match was_live {
                 true => State::Reconnecting(reason),
                 false => State::Connecting(Some(reason)),
@@ -255,6 +258,7 @@ impl Inner {
     /// Looks at every namespace of the controller.
     async fn scan(&self, controller: &Controller, facts: &ControllerFacts) -> Result<(), Reason> {
         let active = self.patiently("the namespace list", scan::active(controller)).await?;
+        self.remote.drop_namespaces(|nsid| !active.contains(&nsid));
         for known in self.remote.namespaces() {
             if !active.contains(&known.nsid()) {
                 let _ = known.refuse(Reason::Unfit("the controller has no such namespace"));
@@ -266,8 +270,8 @@ impl Inner {
             let (known, name) = (self.remote.namespace(nsid), &self.remote.config().name);
             let taken = match (seen, known) {
                 (Ok(seen), known) => {
-                    let pin = Pin { nsid, identity: seen.identity, limits: seen.limits.clone() };
-                    let namespace = known.unwrap_or_else(|| self.remote.add(pin));
+                    let pin = || Pin { nsid, identity: seen.identity, limits: seen.limits.clone() };
+                    let namespace = known.unwrap_or_else(|| self.remote.add(pin(), false));
                     namespace.seen(&seen.identity, &seen.limits, seen.spans)
                 }
                 (Err(reason @ (Reason::Hung | Reason::Timeout(_))), _) => return Err(reason),

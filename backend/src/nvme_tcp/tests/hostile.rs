@@ -153,7 +153,8 @@ fn h86_r2ts_that_cannot_be() {
 
 #[test]
 fn h86_icresp() {
-    let changes: [(&str, fn(&mut [u8; 128])); 9] = [
+    type Change = fn(&mut [u8; 128]);
+    let changes: [(&str, Change); 9] = [
         ("type", |b| b[0] = 5),
         ("HLEN", |b| b[2] = 127),
         ("PLEN", |b| b[4] = 0),

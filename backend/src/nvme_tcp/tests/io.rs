@@ -185,3 +185,20 @@ fn a_controller_is_asked_without_a_remote() {
     assert_eq!(known.namespaces[0].2.uuid, Some([7; 16]));
     assert_eq!(known.controller.mdts, 8);
 }
+
+#[test]
+fn a_discovery_service_is_asked() {
+    let target = Target::start(Manner::default());
+    let shards = Shards::start(&ShardConfig::default()).unwrap();
+    let ask = || {
+        let config = Config::discovery(target.addr, Nqn::new("nqn.x:host").unwrap(), [9; 16]);
+        crate::nvme_tcp::discover(&shards.handles()[0], config)
+    };
+    let found = ask().unwrap();
+    assert_eq!(found.len(), 2);
+    assert_eq!((found[0].traddr.as_str(), found[0].trsvcid.as_str()), ("127.0.0.1", "4420"));
+    assert_eq!(found[1].subnqn.unwrap().as_str(), "nqn.x:sub");
+    target.set(|m| m.records = u64::MAX);
+    assert_eq!(ask().unwrap().len(), 1024, "no more than that, whatever the service says");
+    shards.stop();
+}

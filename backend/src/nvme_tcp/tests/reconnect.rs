@@ -145,3 +145,20 @@ fn a_closed_remote_fails_its_io() {
     assert!(answers.take(200).iter().all(|(_, r, _)| *r == Err(IoError::Failed)));
     assert_eq!(world.remote.wait_live(LONG), Err(State::Closed));
 }
+
+#[test]
+fn a_notice_makes_the_namespaces_looked_at_anew() {
+    let change = |c: &mut Config| c.kato = Duration::from_millis(30);
+    let world = World::new(Manner { blocks: 1000, ..Manner::default() }, change);
+    let mine = world.remote.namespace(1).unwrap();
+    world.target.set(|m| (m.blocks, m.nsids) = (2000, vec![1, 2, 9]));
+    world.target.notify();
+    until("grown", || mine.limits().blocks == 2000);
+    until("more", || world.remote.namespaces().len() == 3);
+    world.target.set(|m| m.nsids = vec![2]);
+    world.target.notify();
+    until("gone", || mine.refused().is_some());
+    until("forgotten", || world.remote.namespace(9).is_none());
+    assert!(world.remote.namespace(1).is_some(), "somebody holds it");
+    assert_eq!(world.target.shared.associations.load(SeqCst), 1);
+}

@@ -6,8 +6,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use nvme_proto::fabrics::{Connect, ConnectData, Property};
+use nvme_proto::aen::Event;
+use nvme_proto::fabrics::{AddressFamily, Connect, ConnectData, Property, SubsystemType, TransportType};
 use nvme_proto::identify::*;
+use nvme_proto::log::{DiscoveryEntry, DiscoveryHeader, GetLogPage, LogId};
 use nvme_proto::opcode::{AdminOpcode, FabricsType, NvmOpcode};
 use nvme_proto::register::{Cap, offset};
 use nvme_proto::tcp::*;
@@ -38,10 +40,13 @@ pub struct Manner {
     pub success: bool,
     pub uuid: [u8; 16],
     pub blocks: u64,
+    pub nsids: Vec<u32>,
     pub lbaf: LbaFormat,
     pub mdts: u8,
     /// Keep Alives are not answered.
     pub mute: bool,
+    /// Records of the discovery log.
+    pub records: u64,
     /// Called for each I/O command; whether it dealt with it.
     pub io: Option<IoHook>,
     /// May change the ICResp.
@@ -61,9 +66,11 @@ impl Default for Manner {
             success: true,
             uuid: [7; 16],
             blocks: BLOCKS,
+            nsids: vec![1],
             lbaf: LbaFormat::of_lbads(9),
             mdts: 8,
             mute: false,
+            records: 2,
             io: None,
             icresp: None,
         }
@@ -79,6 +86,8 @@ pub struct Shared {
     pub associations: AtomicUsize,
     pub keep_alives: AtomicUsize,
     pub terminated: Mutex<Vec<u16>>,
+    /// Events to tell, each with the answer to the next Keep Alive.
+    notices: AtomicUsize,
     next_cntlid: AtomicU16,
     streams: Mutex<Vec<TcpStream>>,
     stop: AtomicBool,
@@ -103,6 +112,7 @@ impl Target {
             associations: AtomicUsize::new(0),
             keep_alives: AtomicUsize::new(0),
             terminated: Mutex::default(),
+            notices: AtomicUsize::new(0),
             next_cntlid: AtomicU16::new(1),
             streams: Mutex::default(),
             stop: AtomicBool::new(false),
@@ -134,6 +144,11 @@ impl Target {
         for stream in self.shared.streams.lock().unwrap().drain(..) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
+    }
+
+    /// The controller tells its host that namespaces changed.
+    pub fn notify(&self) {
+        self.shared.notices.fetch_add(1, Ordering::SeqCst);
     }
 
     pub fn seen(&self, opcode: NvmOpcode) -> usize {
@@ -376,10 +391,41 @@ impl Peer {
                 if !self.manner.mute {
                     self.respond(sqe.cid, Status::SUCCESS, 0);
                 }
+                if self.shared.notices.load(Ordering::SeqCst) > 0
+                    && let Some(cid) = self.event.take()
+                {
+                    self.shared.notices.fetch_sub(1, Ordering::SeqCst);
+                    self.respond(cid, Status::SUCCESS, u64::from(Event::NAMESPACES_CHANGED.into_bits()));
+                }
+            }
+            AdminOpcode::GetLogPage => {
+                let page = GetLogPage::of(sqe);
+                let log = self.log(page.lid);
+                let at = page.lpo as usize;
+                self.answer(sqe.cid, &log[at..at + page.bytes() as usize]);
             }
             AdminOpcode::AsyncEventRequest => self.event = Some(sqe.cid),
             _ => self.respond(sqe.cid, Status::INVALID_OPCODE.dnr(), 0),
         }
+    }
+
+    fn log(&self, lid: LogId) -> Vec<u8> {
+        if lid != LogId::Discovery {
+            return vec![0; 4096];
+        }
+        let mut header = DiscoveryHeader::new_zeroed();
+        header.numrec = self.manner.records;
+        let mut entry = DiscoveryEntry::new_zeroed();
+        (entry.trtype, entry.adrfam, entry.subtype) =
+            (TransportType::Tcp, AddressFamily::Ipv4, SubsystemType::Nvm);
+        entry.traddr[..9].copy_from_slice(b"127.0.0.1");
+        entry.trsvcid[..6].copy_from_slice(b"4420  ");
+        entry.subnqn[..9].copy_from_slice(b"nqn.x:sub");
+        let mut log = header.as_bytes().to_vec();
+        for _ in 0..self.manner.records.min(2000) {
+            log.extend(entry.as_bytes());
+        }
+        log
     }
 
     fn identify(&self, sqe: &Sqe) -> Option<Vec<u8>> {
@@ -392,6 +438,7 @@ impl Peer {
                 id.mdts = m.mdts;
                 id.ioccsz = m.ioccsz;
                 id.iorcsz = 1;
+                id.oaes = Oaes::new().with_nsan(true);
                 id.sgls = Sgls::new().with_support(1);
                 id.vwc = Vwc::new().with_vwcp(true);
                 id.oncs = Oncs::new().with_nvmcmps(true).with_nvmdsmsv(true).with_nvmwzsv(true);
@@ -400,7 +447,7 @@ impl Peer {
             }
             Cns::ActiveNamespaces => {
                 let mut list = NamespaceList::new_zeroed();
-                list.nsids[0] = 1;
+                list.nsids[..m.nsids.len()].copy_from_slice(&m.nsids);
                 list.as_bytes().to_vec()
             }
             Cns::Namespace => {
@@ -460,8 +507,8 @@ impl Peer {
     }
 
     fn data(&mut self, d: &DataHdr, data: &[u8]) {
-        assert_eq!(d.ttag, d.cccid ^ 0x5a5a);
         let Some(p) = self.pending.get_mut(&d.cccid) else { return };
+        assert_eq!(d.ttag, d.cccid ^ 0x5a5a);
         let at = d.datao as usize;
         assert_eq!(at, p.got, "data in order");
         p.data[at..at + data.len()].copy_from_slice(data);
