@@ -1,5 +1,7 @@
 //! Connect: a connection becomes a queue of a controller (Base 2.1, 6.3).
 
+#![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
+
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,7 +16,7 @@ use super::connection::{Connection, Phase};
 use super::discovery::DiscoveryPort;
 use super::reject::Reason;
 use super::transfer::Wire;
-use super::{IN_CAPSULE, Inner, MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
+use super::{IOCCSZ, Inner, MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
 use crate::controller::{AttachError, Config, Controller, Host, Port};
 use crate::queue::{Queue, QueueConfig};
 use crate::subsystem::{Local, Subsystem};
@@ -74,7 +76,7 @@ impl Connection {
         let dw0 = u32::from(queue.shared().cntlid());
         let sqhd = if self.flow_control.get() {
             // The Connect itself was the first entry.
-            self.sqhd.set(1 % self.entries.get());
+            self.sqhd.set(1);
             self.sqhd.get()
         } else {
             0xffff
@@ -128,7 +130,7 @@ impl Connection {
             if looks == LOOKS || self.phase.get() != Phase::Connecting {
                 return Err(busy);
             }
-            looks += 1;
+            looks = looks.saturating_add(1);
             self.shard.sleep(LOOK).await;
         }
         let discovery = Arc::ptr_eq(&subsystem, &self.home.target.discovery);
@@ -138,7 +140,7 @@ impl Connection {
             discovery,
             max_queue_entries: MAX_QUEUE_ENTRIES,
             max_io_queues: if discovery { 0 } else { MAX_IO_QUEUES },
-            ioccsz: ((IN_CAPSULE + size_of::<Sqe>()) / 16) as u32,
+            ioccsz: IOCCSZ,
             kato: if discovery && connect.kato == 0 { DISCOVERY_KATO } else { connect.kato },
         };
         let port: Box<dyn Port> = match discovery {

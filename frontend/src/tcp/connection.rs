@@ -1,5 +1,7 @@
 //! One connection: from its first byte to its last (NVMe/TCP Transport 1.1, 3.1 to 3.4).
 
+#![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
+
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -23,10 +25,10 @@ use super::budget::Lease;
 use super::pdu::{Agreed, Fatal, Framer};
 use super::receive::Receiver;
 use super::reject::Reason;
-use super::send::{Sender, digest};
+use super::send::{Sender, common, digest};
 use super::shard::ShardTarget;
 use super::transfer::{Capsule, SlotState, Wire};
-use super::{IN_CAPSULE, Listening, MAXH2CDATA};
+use super::{IN_CAPSULE, Listening, MAXH2CDATA, wire_len};
 use crate::queue::{Queue, Ticket};
 
 /// Bytes waiting to be sent from which on nothing more is read.
@@ -219,7 +221,7 @@ impl Connection {
         let agreed = Agreed {
             hdgst: request.dgst & dgst::HDGST_ENABLE != 0,
             ddgst: request.dgst & dgst::DDGST_ENABLE != 0,
-            hpda: (usize::from(request.hpda_z) + 1) * 4,
+            hpda: usize::from(request.hpda_z).saturating_add(1).saturating_mul(4),
         };
         let response = IcResp {
             ch: CommonHdr { pdu_type: PduType::IcResp, flags: 0, hlen: 128, pdo: 0, plen: 128 },
@@ -249,7 +251,7 @@ impl Connection {
             }
             return Ok(());
         };
-        let head = self.sqhd.get() + 1;
+        let head = self.sqhd.get().saturating_add(1);
         self.sqhd.set(if head >= self.entries.get() { 0 } else { head });
         let capsule = Capsule { data, intact };
         match queue.execute(sqe, capsule) {
@@ -262,7 +264,7 @@ impl Connection {
 
     /// Sends a response capsule at the end of the turn.
     pub fn respond(self: &Rc<Self>, cqe: Cqe) {
-        let response = CapsuleResp { ch: CommonHdr::new_zeroed_of(PduType::CapsuleResp, 0), cqe };
+        let response = CapsuleResp { ch: common(PduType::CapsuleResp, 0), cqe };
         self.tx.borrow_mut().pdu(response, None, self.agreed());
         self.note();
     }
@@ -271,11 +273,11 @@ impl Connection {
     pub fn send_data(self: &Rc<Self>, cid: u16, data: Sgl, lease: Option<Lease>, success: bool) {
         let flags = flags::LAST_PDU | if success { flags::SUCCESS } else { 0 };
         let header = DataHdr {
-            ch: CommonHdr::new_zeroed_of(PduType::C2hData, flags),
+            ch: common(PduType::C2hData, flags),
             cccid: cid,
             ttag: 0,
             datao: 0,
-            datal: data.len() as u32,
+            datal: wire_len(data.len()),
             reserved: 0,
         };
         self.tx.borrow_mut().pdu(header, Some((data, lease)), self.agreed());
@@ -324,8 +326,13 @@ impl Connection {
         };
         let fei = fatal.fei.to_le_bytes();
         let mut term = TermReq::new_zeroed();
-        term.ch =
-            CommonHdr { pdu_type: PduType::C2hTermReq, flags: 0, hlen: 24, pdo: 0, plen: 24 + quoted as u32 };
+        term.ch = CommonHdr {
+            pdu_type: PduType::C2hTermReq,
+            flags: 0,
+            hlen: 24,
+            pdo: 0,
+            plen: wire_len(quoted).saturating_add(24),
+        };
         term.fes = fatal.fes;
         term.fei_lo = u16::from_le_bytes([fei[0], fei[1]]);
         term.fei_hi = u16::from_le_bytes([fei[2], fei[3]]);
@@ -349,7 +356,7 @@ impl Connection {
 
     /// Sets when the connection is closed at the latest.
     pub fn expire_in(&self, time: Duration) {
-        let at = self.shard.now().saturating_add(time.as_nanos() as u64);
+        let at = self.shard.now().saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
         self.deadline.set(at.max(1));
     }
 
@@ -417,7 +424,7 @@ impl RingClient for Connection {
             }
             (_, RingOp::Send { fd, sgls, skip }) => {
                 let total: usize = sgls.iter().map(Sgl::len).sum();
-                let sent = skip + completion.result.as_ref().map_or(0, |n| *n as usize);
+                let sent = skip.saturating_add(completion.result.as_ref().map_or(0, |n| *n as usize));
                 let failed = completion.result.is_err() || self.phase.get() == Phase::Closed;
                 if !failed && sent < total {
                     self.shard.ring().start(RingOp::Send { fd, sgls, skip: sent }, self.clone(), SENT);
@@ -441,16 +448,5 @@ impl TurnEnd for Connection {
     fn turn_end(self: Rc<Self>) {
         self.noted.set(false);
         self.flush();
-    }
-}
-
-/// A common header whose lengths the sender fills in.
-trait HeaderOf {
-    fn new_zeroed_of(pdu_type: PduType, flags: u8) -> Self;
-}
-
-impl HeaderOf for CommonHdr {
-    fn new_zeroed_of(pdu_type: PduType, flags: u8) -> Self {
-        CommonHdr { pdu_type, flags, hlen: 0, pdo: 0, plen: 0 }
     }
 }

@@ -34,12 +34,19 @@ pub use reject::{Reason, Rejections};
 
 /// Bytes of data that a capsule may carry.
 const IN_CAPSULE: usize = 8192;
+/// IOCCSZ: bytes of a capsule, in 16.
+const IOCCSZ: u32 = (64 + IN_CAPSULE as u32) / 16;
 /// MAXH2CDATA.
 const MAXH2CDATA: u32 = 128 << 10;
 /// Entries of a queue at most.
 const MAX_QUEUE_ENTRIES: u16 = 1024;
 /// I/O queues of a controller at most.
 const MAX_IO_QUEUES: u16 = 128;
+
+/// A length of data as the wire has it: MDTS bounds it far below.
+fn wire_len(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
 
 /// What a target spends on its hosts.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,7 @@
 //! What a connection receives: chunks for headers and small data, and the commands' own memory for large data.
 
+#![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
+
 use engine::mem::{Buf, Sgl};
 
 use super::pdu::{Fatal, Framer, Want};
@@ -42,9 +44,23 @@ impl Receiver {
         Receiver { framer, chunk: Buf::new(CHUNK), start: 0, end: 0, sink: None, direct: false }
     }
 
+    /// Bytes received and not taken yet.
+    fn available(&self) -> usize {
+        self.end.saturating_sub(self.start)
+    }
+
+    /// Bytes that the chunk can still take.
+    fn room(&self) -> usize {
+        self.chunk.capacity().saturating_sub(self.end)
+    }
+
+    fn took(&mut self, n: usize) {
+        self.start = self.start.saturating_add(n);
+    }
+
     /// Takes as much as one part of a PDU.
     pub fn step(&mut self) -> Result<Step, Fatal> {
-        let available = self.end - self.start;
+        let available = self.available();
         let take = |n: usize| n.min(available);
         match self.framer.want() {
             Want::Whole => Ok(Step::Whole),
@@ -56,7 +72,7 @@ impl Receiver {
                 Ok(if self.framer.header(&bytes[..n])? { Step::Header } else { Step::Again })
             }
             Want::Pad(n) => {
-                self.start += take(n);
+                self.took(take(n));
                 self.framer.passed(take(n));
                 Ok(Step::Again)
             }
@@ -76,7 +92,7 @@ impl Receiver {
 
     fn copy(&mut self, to: &mut [u8]) {
         self.chunk.sgl(self.start, to.len()).copy_out(0, to);
-        self.start += to.len();
+        self.took(to.len());
     }
 
     /// Takes `n` of the `wanted` bytes of data.
@@ -91,10 +107,10 @@ impl Receiver {
             }
             Some((sgl, got)) => {
                 sgl.slice(*got, n).copy_from(&here);
-                *got += n;
+                *got = got.saturating_add(n);
             }
         }
-        self.start += n;
+        self.took(n);
         self.framer.passed(n);
     }
 
@@ -124,25 +140,25 @@ impl Receiver {
             return (sgl.clone(), *got);
         }
         self.direct = false;
-        let left = self.end - self.start;
+        let left = self.available();
         if left == 0 && self.chunk.is_unique() {
             (self.start, self.end) = (0, 0);
-        } else if self.chunk.capacity() - self.end < LEAST {
+        } else if self.room() < LEAST {
             let next = Buf::new(CHUNK);
             next.sgl(0, left).copy_from(&self.chunk.sgl(self.start, left));
             (self.chunk, self.start, self.end) = (next, 0, left);
         }
-        (self.chunk.sgl(self.end, self.chunk.capacity() - self.end), 0)
+        (self.chunk.sgl(self.end, self.room()), 0)
     }
 
     /// `n` bytes have come to the last target.
     pub fn received(&mut self, n: usize) {
         if !self.direct {
-            self.end += n;
+            self.end = self.end.saturating_add(n);
             return;
         }
         if let Some((_, got)) = &mut self.sink {
-            *got += n;
+            *got = got.saturating_add(n);
             self.framer.passed(n);
         }
     }

@@ -1,7 +1,7 @@
 //! What a connection has to say: PDUs gathered over a turn, and one send for all of them.
 
 use engine::mem::{Buf, Sgl};
-use nvme_proto::tcp::{CommonHdr, DIGEST_LEN, flags};
+use nvme_proto::tcp::{CommonHdr, DIGEST_LEN, PduType, flags};
 use nvme_proto::zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::budget::Lease;
@@ -161,6 +161,11 @@ impl Sender {
         self.spare = lists;
         self.sending = None;
     }
+}
+
+/// A common header whose lengths and digest flags [`Sender::pdu`] fills in.
+pub(super) fn common(pdu_type: PduType, flags: u8) -> CommonHdr {
+    CommonHdr { pdu_type, flags, hlen: 0, pdo: 0, plen: 0 }
 }
 
 /// The data digest of a list.

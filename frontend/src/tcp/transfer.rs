@@ -1,18 +1,22 @@
 //! The transport's half of a queue: where a command's data is, and how it is answered.
 
+#![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
+
 use std::rc::Rc;
 
 use engine::mem::{Buf, Sgl};
 use nvme_proto::dptr::{SglSubtype, SglType};
 use nvme_proto::fabrics::Property;
 use nvme_proto::opcode::{AdminOpcode, FabricsType};
-use nvme_proto::tcp::{CommonHdr, DataHdr, Fes, PduType, R2t, flags};
+use nvme_proto::tcp::{DataHdr, Fes, PduType, R2t, flags};
 use nvme_proto::{Cqe, Sqe, Status};
 
 use super::budget::Lease;
 use super::connection::{Connection, Phase};
 use super::pdu::Fatal;
 use super::reject::Reason;
+use super::send::common;
+use super::wire_len;
 use crate::queue::{Completion, Data, Direction, Outcome, Queue, Reply, Ticket, Transport};
 
 /// A connection, as its queue knows it.
@@ -97,11 +101,11 @@ impl Connection {
         let transfer = Transfer { ticket, cid, sgl, received: 0, intact: true, since };
         self.slot(ticket, |s| (s.lease, s.transfer) = (Some(lease), Some(transfer)));
         let r2t = R2t {
-            ch: CommonHdr { pdu_type: PduType::R2t, flags: 0, hlen: 0, pdo: 0, plen: 0 },
+            ch: common(PduType::R2t, 0),
             cccid: cid,
             ttag: ticket.slot,
             r2to: 0,
-            r2tl: len as u32,
+            r2tl: wire_len(len),
             reserved: 0,
         };
         self.tx.borrow_mut().pdu(r2t, None, self.agreed());
@@ -127,7 +131,7 @@ impl Connection {
             return Err(Fatal::field(8, Reason::Transfer));
         }
         let range = Err(Fatal::new(Fes::DataOutOfRange, 12, Reason::Transfer));
-        let left = transfer.sgl.len() - transfer.received;
+        let left = transfer.sgl.len().saturating_sub(transfer.received);
         if header.datao as usize != transfer.received || len > left {
             return range;
         }
@@ -147,7 +151,7 @@ impl Connection {
             let mut slots = self.slots.borrow_mut();
             let Some(state) = slots.get_mut(usize::from(header.ttag)) else { return Ok(()) };
             let Some(transfer) = &mut state.transfer else { return Ok(()) };
-            transfer.received += header.datal as usize;
+            transfer.received = transfer.received.saturating_add(header.datal as usize);
             transfer.intact &= intact;
             transfer.since = self.shard.now();
             if transfer.received < transfer.sgl.len() {
