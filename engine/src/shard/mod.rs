@@ -88,6 +88,8 @@ struct Inner {
     ends: RefCell<Vec<Rc<dyn TurnEnd>>>,
     channels: RefCell<HashMap<usize, WeakChannelRef>>,
     locals: RefCell<HashMap<u64, Rc<dyn Any>>>,
+    /// When a poller last had work, or came.
+    polled: Cell<u64>,
     stopping: Cell<bool>,
 }
 
@@ -111,6 +113,7 @@ impl Shard {
             ends: RefCell::default(),
             channels: RefCell::default(),
             locals: RefCell::default(),
+            polled: Cell::new(0),
             stopping: Cell::new(false),
         }))
     }
@@ -174,6 +177,7 @@ impl Shard {
 
     /// Adds what is looked at in every turn.
     pub fn add_poller(&self, poller: Rc<dyn Poller>) -> PollerId {
+        self.0.polled.set(self.now());
         self.0.pollers.add(poller)
     }
 
@@ -241,6 +245,9 @@ impl Shard {
     fn turn(&self) -> bool {
         self.tick();
         let mut busy = self.0.pollers.poll();
+        if busy {
+            self.0.polled.set(self.now());
+        }
         busy |= self.0.ring.reap();
         busy |= self.0.inbox.run(self);
         busy |= self.0.timers.fire(self.now());

@@ -19,7 +19,8 @@ pub struct Config {
     pub cpus: Vec<Option<usize>>,
     /// How long a shard looks for work before it sleeps.
     pub spin: Duration,
-    /// The longest that a sleeping shard goes without looking at pollers that no event announces.
+    /// The longest that a sleeping shard goes without looking at pollers that no event announces; four times as long
+    /// when they have had nothing for some seconds.
     pub look: Duration,
 }
 
@@ -145,7 +146,7 @@ fn work(shard: &Shard, config: &Config, usage: &Usage) {
                 std::hint::spin_loop();
                 continue;
             }
-            sleep(shard, look.min(((now - idle_since) / 4).max(spin)));
+            sleep(shard, interval(now - idle_since, now - shard.0.polled.get(), spin, look));
             let looked = shard.now();
             account(usage, 0, looked - now);
             if looked - now < 1000 {
@@ -155,6 +156,16 @@ fn work(shard: &Shard, config: &Config, usage: &Usage) {
         }
         shard.0.ring.drain();
     });
+}
+
+/// How long a shard sleeps before it looks at its pollers again, in nanoseconds as all the rest: it has been `idle` for
+/// so long, and its pollers have been `quiet`. Soon after work it looks often, and a few dozen looks later every `look`;
+/// each costs some 10 to 20 µs, so that after seconds without a doorbell it takes four times as long, whatever else
+/// happens on the shard.
+fn interval(idle: u64, quiet: u64, spin: u64, look: u64) -> u64 {
+    let soon = (idle / 4).max(spin).min(look);
+    let late = (quiet / 512).min(look.saturating_mul(4));
+    soon.max(late)
 }
 
 fn account(usage: &Usage, busy: u64, total: u64) {
@@ -290,5 +301,30 @@ impl Drop for Sim {
             shard.enter(|| shard.0.ring.drain());
         }
         self.shards.iter().for_each(Shard::close);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_grow_rare_with_idleness_and_rarer_with_quiet() {
+        const US: u64 = 1000;
+        const MS: u64 = 1000 * US;
+        let look = |idle, quiet| interval(idle, quiet, 50 * US, 2 * MS);
+        assert_eq!([0, 400 * US, MS, 60 * MS].map(|t| look(t, t)), [50 * US, 100 * US, 250 * US, 2 * MS]);
+        assert_eq!(
+            look(100 * US, 900 * MS),
+            900 * MS / 512,
+            "other work on the shard brings the looks no nearer"
+        );
+        assert_eq!([2048, 4096, 100_000].map(|ms| look(100 * US, ms * MS)), [4 * MS, 8 * MS, 8 * MS]);
+        // The first two seconds cost little more than the interval's share.
+        let (mut now, mut looks) = (50 * US, 0);
+        while now < 2000 * MS {
+            (now, looks) = (now + look(now, now), looks + 1);
+        }
+        assert!(looks < 1100, "{looks}");
     }
 }
