@@ -14,6 +14,7 @@ use common::server::Server;
 use host::workload::{self, Amount, Job, Ledger, Pattern};
 use host::{Queue, tcp, vfio_user};
 use nvme_proto::Nqn;
+use proto::storage as opi;
 use tonic::Code;
 
 const NQN: &str = "nqn.2024-01.com.example:disk";
@@ -124,6 +125,23 @@ fn what_is_taken_away_can_be_made_again_at_once() {
         grpc.delete_namespace("subsys0", "disk").unwrap();
         grpc.delete_aio_volume("file").unwrap();
     }
+}
+
+#[test]
+fn controllers_keep_their_identifiers() {
+    let mut server = Server::start(&[]);
+    let grpc = Grpc::connect(server.grpc());
+    grpc.subsystem("subsys0", NQN).unwrap();
+    let id = |controller: opi::NvmeController| controller.spec.and_then(|spec| spec.nvme_controller_id);
+    assert_eq!(id(grpc.pcie_controller("subsys0", "pcie1").unwrap()), Some(1));
+    assert_eq!(id(grpc.pcie_controller("subsys0", "pcie2").unwrap()), Some(2));
+    grpc.delete_controller("subsys0", "pcie1").unwrap();
+    server.kill();
+    server.launch();
+    let grpc = Grpc::connect(server.grpc());
+    // Declared again in the same words, it is answered as it is: built, with its identifier.
+    assert_eq!(id(grpc.pcie_controller("subsys0", "pcie2").unwrap()), Some(2));
+    assert_eq!(id(grpc.pcie_controller("subsys0", "pcie3").unwrap()), Some(1));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, ErrorKind};
 
+use frontend::SubsystemError;
 use nix::errno::Errno;
 use nvme_proto::Nqn;
 
@@ -23,7 +24,24 @@ pub(super) fn named(e: io::Error) -> PlaneError {
     PlaneError::new(meaning(&e), e)
 }
 
+/// What a subsystem's refusal means to the client.
+pub(super) fn subsystem(e: SubsystemError) -> PlaneError {
+    PlaneError::new(of_subsystem(&e), e)
+}
+
+fn of_subsystem(e: &SubsystemError) -> Failure {
+    match e {
+        SubsystemError::NsidInUse | SubsystemError::CntlidInUse => Failure::Exists,
+        SubsystemError::NoController => Failure::Exhausted,
+        SubsystemError::NoNamespace => Failure::Precondition,
+        _ => Failure::Invalid,
+    }
+}
+
 fn meaning(e: &io::Error) -> Failure {
+    if let Some(inner) = e.get_ref().and_then(|inner| inner.downcast_ref()) {
+        return of_subsystem(inner);
+    }
     let out_of_files = |code| matches!(Errno::from_raw(code), Errno::EMFILE | Errno::ENFILE);
     match e.kind() {
         _ if e.raw_os_error().is_some_and(out_of_files) => Failure::Exhausted,

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use engine::Volume;
 use frontend::vfio_user::{Handle, Options, Server, socket_path};
-use frontend::{Drain, MAX_NAMESPACES, Namespace, Subsystem, SubsystemError};
+use frontend::{Drain, MAX_NAMESPACES, Namespace, Subsystem};
 use nvme_proto::nqn::DISCOVERY_NQN;
 
-use super::convert::{nqn, refuse, system};
+use super::convert::{nqn, refuse, subsystem, system};
 use super::{Plane, lock};
 use crate::control::plane::{
     ControllerConfig, Counters, Endpoint, Failure, NamespaceConfig, PlaneError, PlaneResult, SubsystemConfig,
@@ -66,10 +66,10 @@ impl Plane {
         if let Some(other) = subsystems.values().find(|s| *s.subsystem.nqn() == subnqn) {
             return refuse(Failure::Exists, format!("subsystem {} has the same nqn", other.name));
         }
-        let subsystem = Subsystem::new(config, &self.shards).map_err(meaning)?;
+        let made = Subsystem::new(config, &self.shards).map_err(subsystem)?;
         let name = name.to_owned();
         let (namespaces, controllers) = (Mutex::default(), Mutex::default());
-        let entry = SubsystemEntry { name: name.clone(), subsystem, namespaces, controllers };
+        let entry = SubsystemEntry { name: name.clone(), subsystem: made, namespaces, controllers };
         subsystems.insert(name, Arc::new(entry));
         Ok(())
     }
@@ -149,21 +149,14 @@ impl Plane {
         let defaults = Options::default();
         let options = Options {
             doorbells: self.settings.doorbells,
+            cntlid: config.cntlid,
             max_io_queues: config.io_queues.unwrap_or(defaults.max_io_queues),
             mode: self.settings.socket_mode,
             group: self.settings.socket_group,
             ..defaults
         };
-        let handle = Server::listen(self.next_home(), &entry.subsystem, &path, options)
-            .map_err(system(format!("vfio-user socket {}", path.display())))?;
-        if let Some(cntlid) = config.cntlid.filter(|asked| *asked != handle.controller().cntlid()) {
-            handle.close(ENDING);
-            return refuse(
-                Failure::Unsupported,
-                format!("controller identifier {cntlid} cannot be had: they are given in turn"),
-            );
-        }
-        Ok(handle)
+        Server::listen(self.next_home(), &entry.subsystem, &path, options)
+            .map_err(system(format!("vfio-user socket {}", path.display())))
     }
 
     pub(super) fn close_controller(&self, subsystem: &str, name: &str) -> PlaneResult<()> {
@@ -221,7 +214,7 @@ impl SubsystemEntry {
             return refuse(Failure::Exists, format!("nsid {nsid} is in use"));
         }
         let namespace = Namespace { nsid, uuid, nguid, eui64, volume: volume.clone() };
-        self.subsystem.add_namespace(namespace).map_err(meaning)?;
+        self.subsystem.add_namespace(namespace).map_err(subsystem)?;
         namespaces.insert(nsid, Shown { volume: volume.clone(), before, going: None });
         Ok(())
     }
@@ -234,7 +227,7 @@ impl SubsystemEntry {
         // A call before this one may have lost its patience.
         let drain = match shown.going.take() {
             Some(drain) => drain,
-            None => self.subsystem.remove_namespace(nsid).map_err(meaning)?,
+            None => self.subsystem.remove_namespace(nsid).map_err(subsystem)?,
         };
         if !drain.wait(ENDING) {
             shown.going = Some(drain);
@@ -274,14 +267,4 @@ fn since(before: &Counters, now: &Counters) -> Counters {
         write: less(now.write, before.write),
         unmap: less(now.unmap, before.unmap),
     }
-}
-
-fn meaning(e: SubsystemError) -> PlaneError {
-    let failure = match e {
-        SubsystemError::NsidInUse => Failure::Exists,
-        SubsystemError::NoController => Failure::Exhausted,
-        SubsystemError::NoNamespace => Failure::Precondition,
-        _ => Failure::Invalid,
-    };
-    PlaneError::new(failure, e)
 }

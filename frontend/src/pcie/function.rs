@@ -91,11 +91,12 @@ impl Function {
     /// A function on `shard` with a new controller of `subsystem`.
     ///
     /// # Errors
-    /// No controller identifier is left, or no memory file can be made for the doorbells.
+    /// `cntlid` is in use, no controller identifier is left, or no memory file can be made for the doorbells.
     pub fn new(
         shard: &Shard,
         subsystem: &Arc<Subsystem>,
         kind: Doorbells,
+        cntlid: Option<u16>,
         max_queue_entries: u16,
         max_io_queues: u16,
     ) -> io::Result<Rc<Self>> {
@@ -103,6 +104,7 @@ impl Function {
         let vectors = max_io_queues.saturating_add(1).min(256);
         let config = Config {
             fabrics: false,
+            cntlid,
             discovery: false,
             max_queue_entries: max_queue_entries.max(2),
             max_io_queues,

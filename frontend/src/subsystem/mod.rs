@@ -17,6 +17,9 @@ pub use local::Local;
 
 /// The largest NSID that a subsystem may be configured for.
 pub const MAX_NAMESPACES: u32 = 1024;
+/// The first identifier that hosts' associations get. Those below are for controllers that are declared: a restarted
+/// process finds them free, whichever host comes back first.
+const FIRST_DYNAMIC: u16 = 1024;
 /// Controllers that one subsystem has at once.
 const MAX_CONTROLLERS: usize = 1024;
 
@@ -59,6 +62,9 @@ pub enum SubsystemError {
     /// No namespace has it.
     #[error("no such namespace")]
     NoNamespace,
+    /// Another controller has it, or it is above FFEFh.
+    #[error("the controller identifier is in use or out of range")]
+    CntlidInUse,
     /// No controller identifier is left, or the subsystem closes.
     #[error("no controller identifier is left")]
     NoController,
@@ -111,7 +117,8 @@ impl Subsystem {
         if config.max_namespaces == 0 || config.max_namespaces > MAX_NAMESPACES {
             return Err(SubsystemError::MaxNamespaces);
         }
-        let state = State { allowed_hosts: config.allowed_hosts, next_cntlid: 1, ..State::default() };
+        let state =
+            State { allowed_hosts: config.allowed_hosts, next_cntlid: FIRST_DYNAMIC, ..State::default() };
         Ok(Arc::new(Subsystem {
             nqn: config.nqn,
             serial: config.serial,
@@ -248,19 +255,36 @@ impl Subsystem {
         Ok(())
     }
 
-    /// A controller identifier for a new controller, and its place in the list; `make` gets the identifier.
-    pub(crate) fn admit(&self, make: impl FnOnce(u16) -> Arc<Shared>) -> Result<Arc<Shared>, SubsystemError> {
+    /// A controller identifier for a new controller, and its place in the list; `make` gets the identifier. It is
+    /// `wanted`, the lowest that is free, or for `dynamic` controllers the next.
+    pub(crate) fn admit(
+        &self,
+        wanted: Option<u16>,
+        dynamic: bool,
+        make: impl FnOnce(u16) -> Arc<Shared>,
+    ) -> Result<Arc<Shared>, SubsystemError> {
         let mut state = self.state();
         if state.closed || state.controllers.len() >= MAX_CONTROLLERS {
             return Err(SubsystemError::NoController);
         }
-        // Identifiers go round, so that one that has just ended does not come back at once. The list is far shorter
-        // than the round: one is free.
-        let mut cntlid = state.next_cntlid;
-        while state.controllers.contains_key(&cntlid) {
-            cntlid = if cntlid >= CNTLID_MAX { 1 } else { cntlid + 1 };
-        }
-        state.next_cntlid = if cntlid >= CNTLID_MAX { 1 } else { cntlid + 1 };
+        let free = |cntlid: &u16| !state.controllers.contains_key(cntlid);
+        let next = |cntlid: u16| if cntlid >= CNTLID_MAX { FIRST_DYNAMIC } else { cntlid + 1 };
+        let cntlid = match wanted {
+            Some(wanted) => {
+                Some(wanted).filter(|n| *n <= CNTLID_MAX && free(n)).ok_or(SubsystemError::CntlidInUse)?
+            }
+            None if !dynamic => (1..FIRST_DYNAMIC).find(free).ok_or(SubsystemError::NoController)?,
+            None => {
+                // They go round, so that one that has just ended does not come back at once. The list is far shorter
+                // than the round: one is free.
+                let mut cntlid = state.next_cntlid;
+                while !free(&cntlid) {
+                    cntlid = next(cntlid);
+                }
+                state.next_cntlid = next(cntlid);
+                cntlid
+            }
+        };
         let shared = make(cntlid);
         state.controllers.insert(cntlid, shared.clone());
         Ok(shared)

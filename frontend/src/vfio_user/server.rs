@@ -28,6 +28,8 @@ use crate::subsystem::Subsystem;
 pub struct Options {
     /// How hosts ring its doorbells.
     pub doorbells: Doorbells,
+    /// CNTLID; `None` for the lowest that is free.
+    pub cntlid: Option<u16>,
     /// Entries of the largest queue: 2 to 4096.
     pub max_queue_entries: u16,
     /// I/O queues that a host may have: 1 to 255.
@@ -42,6 +44,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             doorbells: Doorbells::default(),
+            cntlid: None,
             max_queue_entries: 1024,
             max_io_queues: 64,
             mode: 0o600,
@@ -60,7 +63,7 @@ impl Server {
     ///
     /// # Errors
     /// `AddrInUse` when another process serves that path; `AlreadyExists` when it is no socket; those of bind(2) and
-    /// memfd_create(2); the subsystem has no controller identifier left.
+    /// memfd_create(2); the controller identifier is in use, or the subsystem has none left ([`crate::SubsystemError`] inside).
     pub fn listen(
         shard: &ShardHandle,
         subsystem: &Arc<Subsystem>,
@@ -110,10 +113,10 @@ fn serve(
     news: Arc<News>,
     ended: SyncSender<()>,
 ) -> io::Result<Arc<Shared>> {
-    let Options { doorbells, max_queue_entries, max_io_queues, .. } = options;
+    let Options { doorbells, cntlid, max_queue_entries, max_io_queues, .. } = options;
     let entries = max_queue_entries.clamp(2, 4096);
     let queues = max_io_queues.clamp(1, 255);
-    let function = Function::new(shard, subsystem, doorbells, entries, queues)?;
+    let function = Function::new(shard, subsystem, doorbells, cntlid, entries, queues)?;
     let shared = function.controller().shared().clone();
     let serving = Rc::new(Serving {
         function,
