@@ -84,6 +84,9 @@ pub(crate) struct Record {
     /// What the users of a volume were told of it.
     #[prost(message, optional, tag = "7")]
     pub promise: Option<Promise>,
+    /// Names of the objects that it needs.
+    #[prost(string, repeated, tag = "8")]
+    pub uses: Vec<String>,
 }
 
 /// Limits of a volume as they are kept.

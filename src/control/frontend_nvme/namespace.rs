@@ -116,7 +116,7 @@ fn is_online(registry: &Registry, entry: &Entry) -> bool {
         }
         _ => true,
     };
-    let below = || entry.uses.iter().filter_map(|used| registry.entry(used));
+    let below = || entry.uses().iter().filter_map(|used| registry.entry(used));
     entry.is_built() && connected && below().all(|below| is_online(registry, &below))
 }
 

@@ -76,6 +76,18 @@ async fn a_file_declares_what_does_not_exist_yet() {
 }
 
 #[tokio::test]
+async fn the_example_in_the_documentation_is_declared() {
+    let page = include_str!("../../../docs/config.md");
+    let example = page.split_once("```toml").unwrap().1.split_once("```").unwrap().0;
+    let house = House::new();
+    house.plane.set_size("far0", 100);
+    let key = house.dir.path().join("key");
+    std::fs::write(&key, [1; 64]).unwrap();
+    house.declare(&example.replace("/etc/isthmus/crypt0.key", key.to_str().unwrap())).await.unwrap();
+    assert_eq!(house.log().last().unwrap(), "controller subsys0 ctrl0");
+}
+
+#[tokio::test]
 async fn mistakes_are_named_with_their_place() {
     let house = House::new();
     for (text, why) in [

@@ -65,16 +65,17 @@ async fn what_cannot_be_built_again_stays_and_says_why() {
     let house = house.restart(&[]);
     house.get::<AioVolume>("volumes/disk").unwrap();
     house.subsystem("subsys").await.unwrap();
-    let message = "volumes/crypt is not available: volumes/disk is not available: /file: no such file";
+    let message = "volumes/disk is not available: /file: no such file";
     refused(house.namespace("subsys", "disk", "crypt").await, Code::FailedPrecondition, message);
     house.plane.set_size("/file", 49);
     let smaller = "volumes/disk is not available: its blocks is less than what hosts were told";
     refused(house.aio("disk", "/file").await, Code::FailedPrecondition, smaller);
     assert_eq!(house.log().last().unwrap(), "close 49", "what is too small is let go");
     house.plane.set_size("/file", 50);
-    house.aio("disk", "/file").await.unwrap();
-    house.encrypted("crypt", "disk", &[3; 64]).await.unwrap();
     house.namespace("subsys", "disk", "crypt").await.unwrap();
+    assert_eq!(house.log()[..2], ["aio /file 512 50", "crypt 50"], "all that it stands on is there again");
+    house.aio("disk", "/file").await.unwrap();
+    assert!(house.log().is_empty());
 }
 
 #[tokio::test]

@@ -253,8 +253,9 @@ async fn lists_have_pages_and_only_their_kind() {
 #[tokio::test]
 async fn a_client_that_goes_away_stops_nothing_half_way() {
     let house = House::new();
-    let gone = house.malloc("disk", 64);
-    assert!(tokio::time::timeout(std::time::Duration::ZERO, gone).await.is_err());
+    let mut gone = Box::pin(house.malloc("disk", 64));
+    std::future::poll_fn(|context| std::task::Poll::Ready(gone.as_mut().poll(context).is_ready())).await;
+    drop(gone);
     let volume = house.malloc("disk", 64).await.unwrap();
     assert_eq!(house.log(), ["malloc 512 64"]);
     assert_eq!(house.get::<MallocVolume>("volumes/disk").unwrap(), volume);

@@ -1,0 +1,291 @@
+//! All declared objects, and who uses whom.
+//!
+//! A call that changes something runs on a thread of its own, so that a client that goes away cannot stop it half-way.
+//! It holds the names of all objects that it touches, and either happens whole or is rolled back: an object is built in
+//! the data plane, then kept in the store, then shown to others; it goes the other way round. Reading never waits.
+
+mod building;
+mod meaning;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use engine::Volume;
+use tonic::Status;
+use uuid::Uuid;
+
+use super::locks::{Held, NameLocks};
+use super::names;
+use super::object::{Declared, Kind, Object};
+use super::plane::{DataPlane, Failure, PlaneError};
+use super::schema::Schema;
+use super::secret::Secret;
+use super::store::{Record, Store, StoreError};
+
+/// Most objects that may be declared.
+const MOST: usize = 1 << 16;
+
+/// A declared object.
+pub(crate) struct Entry {
+    /// The resource name.
+    pub name: String,
+    /// The message as clients get it.
+    pub object: Object,
+    /// Its identity for life.
+    pub uuid: Uuid,
+    record: Record,
+    /// Its volume, if it is one; or why it could not be built again when the process began.
+    built: Result<Option<Arc<dyn Volume>>, String>,
+}
+
+impl Entry {
+    /// The volume that it is.
+    pub fn volume(&self) -> Result<Arc<dyn Volume>, Status> {
+        match &self.built {
+            Ok(Some(volume)) => Ok(volume.clone()),
+            Ok(None) => Err(Status::invalid_argument(format!("{} is not a volume", self.name))),
+            Err(why) => Err(Status::failed_precondition(format!("{} is not available: {why}", self.name))),
+        }
+    }
+
+    /// Names of the objects that it needs: its parent, the volume below.
+    pub fn uses(&self) -> &[String] {
+        &self.record.uses
+    }
+
+    /// Whether it stands in the data plane.
+    pub fn is_built(&self) -> bool {
+        self.built.is_ok()
+    }
+}
+
+/// All declared objects.
+pub(crate) struct Registry {
+    plane: Arc<dyn DataPlane>,
+    store: Store,
+    objects: RwLock<BTreeMap<String, Arc<Entry>>>,
+    locks: NameLocks,
+    sequence: AtomicU64,
+    schema: Schema,
+}
+
+impl Registry {
+    /// Builds again what the store keeps, in the order of creation. What cannot be built stays declared, and says why
+    /// to those who would use it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn open(plane: Arc<dyn DataPlane>, store: Store, schema: Schema) -> Result<Self, StoreError> {
+        let records = store.load()?;
+        let last = records.last().map_or(0, |(_, record)| record.sequence);
+        let registry = Registry {
+            plane,
+            store,
+            objects: RwLock::default(),
+            locks: NameLocks::default(),
+            sequence: AtomicU64::new(last + 1),
+            schema,
+        };
+        for (name, record) in records {
+            let entry = registry.restore(&name, record)?;
+            if let Err(why) = &entry.built {
+                tracing::error!(object = name, "cannot be built again: {why}");
+            }
+            registry.write().insert(name, Arc::new(entry));
+        }
+        Ok(registry)
+    }
+
+    /// The data plane.
+    pub fn plane(&self) -> &dyn DataPlane {
+        &*self.plane
+    }
+
+    /// The API's descriptors.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Waits until no other call holds the name, and holds it.
+    pub fn hold_name(&self, name: &str) -> impl Drop + use<'_> {
+        self.locks.hold([name.to_owned()])
+    }
+
+    /// The identifier of this installation as an NVMe host.
+    pub fn host_id(&self) -> Uuid {
+        self.store.host_id()
+    }
+
+    /// The object of this name.
+    pub fn entry(&self, name: &str) -> Option<Arc<Entry>> {
+        self.read().get(name).cloned()
+    }
+
+    /// The object of this name if it is of this kind.
+    pub fn find(&self, kind: Kind, name: &str) -> Result<Arc<Entry>, Status> {
+        let entry = self.entry(name).filter(|entry| entry.object.kind() == kind);
+        entry.ok_or_else(|| Status::not_found(format!("unable to find key {name}")))
+    }
+
+    /// Every object of a kind whose name begins with `prefix`, by name.
+    pub fn all(&self, kind: Kind, prefix: &str) -> Vec<Arc<Entry>> {
+        let objects = self.read();
+        let matching = objects.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix));
+        matching.map(|(_, entry)| entry).filter(|entry| entry.object.kind() == kind).cloned().collect()
+    }
+
+    /// Every object that needs the one of this name.
+    pub fn users(&self, name: &str) -> Vec<Arc<Entry>> {
+        let uses = |entry: &&Arc<Entry>| entry.uses().iter().any(|used| used == name);
+        self.read().values().filter(uses).cloned().collect()
+    }
+
+    /// Declares an object that was validated. Declared again in the same words, it is returned as it is.
+    pub fn create(&self, name: &str, declared: Object, secret: &Secret) -> Result<Object, Status> {
+        let mut uses = Vec::new();
+        let _held = self.hold(|| {
+            if self.entry(name).is_none() {
+                uses = self.uses(name, &declared)?;
+            }
+            let mut touched = self.foundations(name, &uses);
+            touched.extend(declared.claim().map(|claim| format!("{} {}", claim.what, claim.value)));
+            Ok(touched)
+        })?;
+        if let Some(existing) = self.entry(name) {
+            return self.create_again(&existing, &declared, secret);
+        }
+        if self.read().len() >= MOST {
+            return Err(Status::resource_exhausted(format!("{MOST} objects are declared already")));
+        }
+        if let Some(claim) = declared.claim() {
+            self.check_claim(&claim)?;
+        }
+        self.check_volume_free(&declared, &uses)?;
+        let created = self.create_new(name, declared, secret, &uses);
+        if created.is_err() {
+            self.release_unused(&uses);
+        }
+        created
+    }
+
+    /// Takes an object away that nothing uses.
+    pub fn delete(&self, kind: Kind, name: &str, allow_missing: bool) -> Result<(), Status> {
+        let _held = self.hold(|| Ok(self.foundations(name, &[])))?;
+        let entry = match self.find(kind, name) {
+            Err(_) if allow_missing => return Ok(()),
+            entry => entry?,
+        };
+        if let Some(user) = self.users(name).first() {
+            let message = match user.object.kind() {
+                Kind::Path => "NvmePaths exist for controller".into(),
+                _ => format!("{name} is in use by {}", user.name),
+            };
+            return Err(Status::failed_precondition(message));
+        }
+        entry.object.check_delete(self, name)?;
+        self.store.remove(name).map_err(internal)?;
+        if let Err(status) = self.dismantle(&entry) {
+            self.store.put(name, &entry.record).map_err(internal)?;
+            return Err(status);
+        }
+        self.write().remove(name);
+        tracing::info!(object = name, "deleted");
+        self.release_unused(entry.uses());
+        Ok(())
+    }
+
+    /// Declares an existing object otherwise: `change` makes the new words from the old, `apply` carries them out on
+    /// the volume, and is called with the old ones if the new cannot be kept.
+    pub fn update<R: Declared>(
+        &self,
+        name: &str,
+        change: impl FnOnce(&R) -> Result<R, Status>,
+        apply: impl Fn(&R, &Arc<dyn Volume>) -> Result<(), Status>,
+    ) -> Result<R, Status> {
+        let _held = self.locks.hold([name.to_owned()]);
+        let entry = self.find(R::KIND, name)?;
+        let old = R::of(&entry.object).ok_or_else(|| internal("an object of another kind"))?;
+        let mut new = change(old)?;
+        name.clone_into(new.name_mut());
+        let volume = entry.volume()?;
+        apply(&new, &volume)?;
+        let mut declared = new.clone();
+        declared.name_mut().clear();
+        let mut record = entry.record.clone();
+        (record.declared, record.object) = (declared.into().encode(), new.clone().into().encode());
+        if let Err(e) = self.store.put(name, &record) {
+            apply(old, &volume)?;
+            return Err(internal(e));
+        }
+        let changed = Entry {
+            name: name.to_owned(),
+            object: new.clone().into(),
+            uuid: entry.uuid,
+            record,
+            built: Ok(Some(volume)),
+        };
+        self.write().insert(name.to_owned(), Arc::new(changed));
+        tracing::info!(object = name, "changed");
+        Ok(new)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Entry>>> {
+        self.objects.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Arc<Entry>>> {
+        self.objects.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds what `names` says, once it says the same before and after.
+    fn hold(&self, mut names: impl FnMut() -> Result<Vec<String>, Status>) -> Result<Held<'_>, Status> {
+        loop {
+            let before = names()?;
+            let held = self.locks.hold(before.clone());
+            if names()? == before {
+                return Ok(held);
+            }
+        }
+    }
+
+    /// The name with those of `uses`, and of all that these stand on.
+    fn foundations(&self, name: &str, uses: &[String]) -> Vec<String> {
+        let mut all = vec![name.to_owned()];
+        all.extend_from_slice(uses);
+        let mut next = 0;
+        while let Some(name) = all.get(next) {
+            let below = match self.entry(name) {
+                Some(entry) => entry.uses().to_vec(),
+                None if is_remote_namespace(name) => vec![names::parent(name).to_owned()],
+                None => Vec::new(),
+            };
+            all.extend(below);
+            next += 1;
+        }
+        all
+    }
+}
+
+fn is_remote_namespace(name: &str) -> bool {
+    name.contains("/nvmeRemoteNamespaces/")
+}
+
+/// The answer to a failure that is not the client's.
+pub(crate) fn internal(error: impl std::fmt::Display) -> Status {
+    Status::internal(error.to_string())
+}
+
+impl From<PlaneError> for Status {
+    fn from(error: PlaneError) -> Self {
+        match error.failure {
+            Failure::Invalid => Status::invalid_argument(error.reason),
+            Failure::Precondition => Status::failed_precondition(error.reason),
+            Failure::Exists => Status::already_exists(error.reason),
+            Failure::Exhausted => Status::resource_exhausted(error.reason),
+            Failure::Unavailable => Status::unavailable(error.reason),
+            Failure::Unsupported => Status::unimplemented(error.reason),
+            Failure::Internal => Status::internal(error.reason),
+        }
+    }
+}
