@@ -19,7 +19,7 @@ use nvme_proto::tcp::{
     CapsuleCmd, CapsuleResp, CommonHdr, DataHdr, Fes, IcReq, IcResp, PFV, PduType, TermReq, dgst, flags,
 };
 use nvme_proto::zerocopy::{FromZeros, IntoBytes};
-use nvme_proto::{Cqe, Sqe, Status};
+use nvme_proto::{Cqe, Nqn, Sqe, Status};
 
 use super::budget::Lease;
 use super::pdu::{Agreed, Fatal, Framer};
@@ -397,6 +397,11 @@ impl Connection {
         if self.phase.get() == Phase::Closed && !left {
             self.home.forget(self.id);
         }
+    }
+
+    /// The subsystem whose queue it is.
+    pub fn subsystem(&self) -> Option<Nqn> {
+        Some(*self.queue.borrow().as_ref()?.shared().subsystem().nqn())
     }
 
     /// The command that waits for `ticket`'s bytes: how many.

@@ -170,8 +170,8 @@ impl Target {
         Ok(addr)
     }
 
-    /// Shows a subsystem at an address no more; who is connected stays. The last one takes the listener along. Whether
-    /// it was shown there.
+    /// Shows a subsystem at an address no more, and disconnects who came to it there. The last one takes the listener
+    /// along, and everyone who came by it. Whether it was shown there.
     pub fn unlisten(&self, addr: SocketAddr, nqn: &Nqn) -> bool {
         let found = {
             let mut listeners = self.0.listeners();
@@ -182,9 +182,11 @@ impl Target {
                 subsystems.retain(|s| s.nqn() != nqn);
                 (subsystems.len() < before, subsystems.is_empty())
             };
+            let (listening, only) = (listener.listening.clone(), (!empty).then_some(*nqn));
             if empty && let Some(listener) = listeners.remove(&addr) {
                 listener.close();
             }
+            self.on_shards(move |target| target.disconnect(&listening, only));
             found
         };
         self.0.changed();
@@ -215,9 +217,13 @@ impl Target {
         for listener in listeners.into_values() {
             listener.close();
         }
+        self.on_shards(ShardTarget::close_all);
+    }
+
+    fn on_shards(&self, f: impl Fn(&ShardTarget) + Clone + Send + 'static) {
         for shard in &self.0.shards {
-            let target = self.0.clone();
-            shard.run(move |shard| ShardTarget::of(&target, shard).close_all());
+            let (target, f) = (self.0.clone(), f.clone());
+            shard.run(move |shard| f(&ShardTarget::of(&target, shard)));
         }
     }
 }

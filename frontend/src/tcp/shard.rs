@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{OnTimer, Shard};
+use nvme_proto::Nqn;
 use socket2::{SockRef, TcpKeepalive};
 
 use super::budget::Budget;
@@ -96,9 +97,20 @@ impl ShardTarget {
         self.connections.borrow_mut().remove(&id);
     }
 
-    /// Closes what came by a listener that is gone, or everything.
+    /// Closes everything.
     pub fn close_all(&self) {
-        let all: Vec<_> = self.connections.borrow().values().cloned().collect();
+        self.close_where(|_| true);
+    }
+
+    /// Closes what came by a listener, or only what came by it to one subsystem.
+    pub fn disconnect(&self, listening: &Arc<Listening>, only: Option<Nqn>) {
+        self.close_where(|c| {
+            Arc::ptr_eq(&c.listening, listening) && only.is_none_or(|nqn| c.subsystem() == Some(nqn))
+        });
+    }
+
+    fn close_where(&self, which: impl Fn(&Rc<Connection>) -> bool) {
+        let all: Vec<_> = self.connections.borrow().values().filter(|c| which(c)).cloned().collect();
         for connection in all {
             connection.close();
         }

@@ -1,6 +1,8 @@
 //! A host by hand: bytes over a loopback socket, made from the specification's structures alone.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)] // each test uses its share
 
+pub mod stall;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
