@@ -63,7 +63,8 @@ fn run(digests: bool, block_size: u32) {
     let mut queues = [controller.io_queue(1).unwrap(), controller.io_queue(1).unwrap()];
     let mut ledger = Ledger::new(5, queues[0].namespace().blocks, block_size);
     let mut run = |random, reads, io_size, amount| {
-        let job = Job { pattern: Pattern { random, reads }, io_size, range: None, amount, depth: 32, seed: 3 };
+        let job =
+            Job { pattern: Pattern { random, reads }, io_size, range: None, amount, depth: 32, seed: 3 };
         let mut queues: Vec<&mut dyn Queue> = queues.iter_mut().map(|q| q as &mut dyn Queue).collect();
         workload::run(&mut queues, &job, Some(&mut ledger), |_| true).unwrap()
     };

@@ -55,7 +55,8 @@ fn verify(block_size: u32, digests: bool) {
     let blocks = queues[0].namespace().blocks;
     let mut ledger = Ledger::new(5, blocks, block_size);
     let mut run = |random, reads, io_size, amount| {
-        let job = Job { pattern: Pattern { random, reads }, io_size, range: None, amount, depth: 16, seed: 3 };
+        let job =
+            Job { pattern: Pattern { random, reads }, io_size, range: None, amount, depth: 16, seed: 3 };
         let mut queues: Vec<&mut dyn Queue> = queues.iter_mut().map(|q| q as &mut dyn Queue).collect();
         workload::run(&mut queues, &job, Some(&mut ledger), |_| true).unwrap()
     };

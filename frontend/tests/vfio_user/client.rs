@@ -67,7 +67,7 @@ pub struct Client {
     next_cid: u16,
     /// Shadow doorbells and event indexes.
     pub shadow: Option<(u64, u64)>,
-    /// Takes counts of DMA messages to be 32 bits wide, as QEMU does.
+    /// Takes counts of DMA messages to be 32 bits wide, as older QEMU does.
     pub narrow: bool,
     /// Doorbells written for real.
     pub rung: usize,
