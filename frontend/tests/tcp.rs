@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use common::{Host, Rig, SUBNQN, pattern, rw};
 use nvme_proto::dptr::SglDescriptor;
-use nvme_proto::fabrics::AddressFamily;
+use nvme_proto::fabrics::{AddressFamily, disconnect};
 use nvme_proto::identify::{ControllerType, IdentifyController, IdentifyNamespace};
 use nvme_proto::log::{DiscoveryEntry, DiscoveryHeader, GetLogPage, LogId};
 use nvme_proto::nqn::DISCOVERY_NQN;
 use nvme_proto::register::offset;
 use nvme_proto::tcp::dgst;
-use nvme_proto::zerocopy::FromBytes;
+use nvme_proto::zerocopy::{FromBytes, IntoBytes};
 use nvme_proto::{Nqn, Sqe, Status};
 
 const BOTH: u8 = dgst::HDGST_ENABLE | dgst::DDGST_ENABLE;
@@ -249,4 +249,44 @@ fn a_subsystem_is_closed_under_its_hosts() {
     assert_eq!(rig.target.listen(rig.addr, &again).unwrap(), rig.addr);
     let mut admin = Host::open(rig.addr, 0);
     admin.connect_admin(SUBNQN, 0);
+}
+
+#[test]
+fn data_is_aligned_as_the_host_asks() {
+    let rig = Rig::new();
+    let (_admin, mut plain) = rig.connect(0);
+    let data = pattern(11, 4096);
+    assert!(plain.write(0, &data).status().is_success());
+    for (hpda_z, digests) in [(0u8, BOTH), (15, 0), (15, BOTH), (31, BOTH)] {
+        let mut admin = Host::open(rig.addr, 0);
+        let cntlid = admin.connect_admin(SUBNQN, 0);
+        admin.enable();
+        let mut io = Host::raw(rig.addr);
+        let mut request = common::icreq(digests);
+        request.hpda_z = hpda_z;
+        io.send(request.as_bytes());
+        assert!(io.receive().is_some());
+        io.digests = digests;
+        assert!(io.connect_queue(SUBNQN, 1, cntlid).status().is_success());
+        let mut sqe = Sqe { cid: 60, ..rw(2, 0, 4096) };
+        sqe.set_sgl(SglDescriptor::transport(4096));
+        let capsule = io.capsule(sqe, &[]);
+        io.send(&capsule);
+        let pdu = io.receive().unwrap();
+        assert_eq!(pdu.ch.pdo % ((hpda_z + 1) * 4), 0, "PDO {} for HPDA {hpda_z}", pdu.ch.pdo);
+        assert!(pdu.data == data);
+    }
+}
+
+#[test]
+fn an_io_queue_disconnects() {
+    let rig = Rig::new();
+    let (mut admin, mut io) = rig.connect(0);
+    assert!(io.run(disconnect(0), &[], 0).0.status().is_success());
+    assert!(io.is_closed());
+    assert_eq!(admin.run(disconnect(0), &[], 0).0.status(), Status::INVALID_QUEUE_TYPE.dnr());
+    // Its QID is free again, as soon as it has ended.
+    let cntlid = rig.subsystem.controllers()[0].cntlid();
+    let again = || Host::open(rig.addr, 0).connect_queue(SUBNQN, 1, cntlid).status().is_success();
+    while !again() {}
 }
