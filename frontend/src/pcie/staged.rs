@@ -20,7 +20,7 @@ use crate::queue::{Completion, Direction, Queue, Reply, Ticket};
 /// Bytes that the commands of one function may have in buffers at one time.
 const BUDGET: usize = 16 << 20;
 /// Bytes that one message moves.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = 32 << 10;
 
 /// A future that ends on this shard.
 pub(crate) type Later<T> = Pin<Box<dyn Future<Output = T>>>;

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::task::{Poll, Waker};
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -12,8 +13,8 @@ use super::oneshot;
 use super::socket::Socket;
 use crate::pcie::staged::{Later, Messages};
 
-/// How wide a client takes the count of DMA_READ and DMA_WRITE to be. The specification has 64 bits; QEMU has 32 with the
-/// data right behind them, so that both replies are as long and their data is not in the same place.
+/// How wide a client takes the count of DMA_READ and DMA_WRITE to be. The specification has 64 bits; older QEMU has 32
+/// with the data right behind them, so that both replies are as long and their data is not in the same place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Count {
     Bits64,
@@ -30,6 +31,9 @@ impl Count {
     }
 }
 
+/// Bytes that are asked for at one time: with more than a socket's buffer holds, QEMU loses its place in the stream.
+const WINDOW: usize = 64 << 10;
+
 /// A reply to DMA_READ or DMA_WRITE, without its header.
 type Answer = Option<Vec<u8>>;
 
@@ -42,6 +46,19 @@ pub(super) struct Dma {
     pub max_data: Cell<usize>,
     count: Cell<Option<Count>>,
     closed: Cell<bool>,
+    /// Bytes that were asked for and have not come.
+    awaited: Cell<usize>,
+    waiters: RefCell<Vec<Waker>>,
+}
+
+/// A share of the window.
+struct Share<'a>(&'a Dma, usize);
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.0.awaited.set(self.0.awaited.get() - self.1);
+        self.0.waiters.take().into_iter().for_each(Waker::wake);
+    }
 }
 
 impl Dma {
@@ -53,7 +70,24 @@ impl Dma {
             max_data: Cell::new(4096),
             count: Cell::new(None),
             closed: Cell::new(false),
+            awaited: Cell::new(0),
+            waiters: RefCell::default(),
         })
+    }
+
+    /// Waits until `len` more bytes may be asked for.
+    async fn share(&self, len: usize) -> Share<'_> {
+        std::future::poll_fn(|cx| {
+            let awaited = self.awaited.get();
+            if awaited != 0 && awaited + len > WINDOW {
+                self.waiters.borrow_mut().push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            self.awaited.set(awaited + len);
+            Poll::Ready(())
+        })
+        .await;
+        Share(self, len)
     }
 
     async fn ask(&self, command: Command, access: DmaAccess, after: &[&[u8]]) -> Answer {
@@ -108,6 +142,7 @@ impl Messages for Dma {
         Box::pin(async move {
             let at = self.count(gpa).await.data_at();
             let len = len.min(self.max_data.get());
+            let _share = self.share(len).await;
             let access = DmaAccess { gpa, count: len as u64 };
             let body = self.ask(Command::DMA_READ, access, &[]).await?;
             let same =
