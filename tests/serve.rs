@@ -122,6 +122,10 @@ fn what_is_taken_away_can_be_made_again_at_once() {
         assert!(!second.exists() && server.path("ctrlr/subsys0/cntrl").exists());
         grpc.delete_controller("subsys0", "pcie0").unwrap();
         grpc.delete_controller("subsys0", "over-tcp").unwrap();
+        let flush = host::Command { kind: host::Kind::Flush, lba: 0, blocks: 1 };
+        over_tcp.submit(0, flush).unwrap();
+        let ended = ends_in_error(|done| over_tcp.poll(done));
+        assert!(ended, "the connection outlives the controller that it came through");
         grpc.delete_namespace("subsys0", "disk").unwrap();
         grpc.delete_aio_volume("file").unwrap();
     }
@@ -233,6 +237,17 @@ fn objects_of_a_file_are_declared_once() {
     let found = answer(server.command().args(["identify", "--json", &address, NQN]));
     let found: serde_json::Value = serde_json::from_str(&found).unwrap();
     assert_eq!(found["namespaces"][0]["blocks"], 2048, "{found}");
+}
+
+/// Polls until a failure or an answer; whether it was a failure.
+fn ends_in_error(mut poll: impl FnMut(&mut Vec<host::Done>) -> host::Result<()>) -> bool {
+    let mut done = Vec::new();
+    while done.is_empty() {
+        if poll(&mut done).is_err() {
+            return true;
+        }
+    }
+    false
 }
 
 fn answer(command: &mut Command) -> String {

@@ -172,6 +172,7 @@ impl Plane {
         match exposed {
             Exposed::Tcp(address) => {
                 self.target.unlisten(address, entry.subsystem.nqn());
+                self.pass_a_turn();
                 Ok(())
             }
             Exposed::Pcie { handle, .. } => match handle.close(ENDING) {

@@ -45,8 +45,8 @@ pub fn run(args: &Serve) -> anyhow::Result<()> {
     let plane = Arc::new(Plane::new(settings, shards.handles())?);
     let served = serve(args, &runtime, &plane, signals);
     end::bound();
-    plane.shut_down(LAST_IO);
     runtime.shutdown_timeout(LAST_CALLS);
+    plane.shut_down(LAST_IO);
     drop(plane);
     shards.stop();
     served
