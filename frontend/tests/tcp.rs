@@ -136,8 +136,16 @@ fn the_discovery_service_tells_what_is_where() {
     found.sort_by_key(|f| f.2.0);
     let v4 = ("127.0.0.1".to_owned(), rig.addr.port().to_string(), AddressFamily::Ipv4);
     assert_eq!(found, [v4, ("::1".to_owned(), v6.port().to_string(), AddressFamily::Ipv6)]);
-    // The page changes with the listeners.
+    // The page changes with the listeners, and who wants to know is told.
+    let sqe = Sqe { opc: 9, cdw10: 0xb, cdw11: 1 << 31, ..Sqe::default() };
+    assert!(admin.run(sqe, &[], 0).0.status().is_success());
+    let mut aer = Sqe { opc: 0xc, cid: 999, ..Sqe::default() };
+    aer.set_sgl(SglDescriptor::transport(0));
+    let capsule = admin.capsule(aer, &[]);
+    admin.send(&capsule);
     assert!(rig.target.unlisten(rig.addr, rig.subsystem.nqn()));
+    let (cqe, _) = admin.complete(&[]);
+    assert_eq!((cqe.cid, cqe.dw0), (999, 0x70_f002), "Discovery Log Page Change");
     let after = DiscoveryHeader::read_from_bytes(&log_page(&mut admin, LogId::Discovery, 0, 1024)).unwrap();
     assert!(after.numrec == 1 && after.genctr != header.genctr);
     // No I/O queues there.
