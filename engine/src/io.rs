@@ -158,15 +158,18 @@ struct Frame {
     /// The channel that the layer called: whose statistics the answer counts in.
     called: ChannelRef,
     started: u64,
-    /// The layer's own request, when it asked something else below.
-    own: Option<Request>,
+    /// It asked something else below, and its own request waits in [`Body::own`].
+    instead: bool,
 }
 
+#[derive(Default)]
 struct Body {
     id: IoId,
     request: Request,
     below: Option<Request>,
-    frames: SmallVec<[Frame; 3]>,
+    frames: SmallVec<[Frame; 4]>,
+    /// Of the frames that say so, in their order. Few do: so a frame is small.
+    own: SmallVec<[Request; 1]>,
 }
 
 /// An I/O: made by a frontend, owned by whichever layer has it at the moment, and given back exactly once by
@@ -178,7 +181,9 @@ pub struct Io(Box<Body>);
 impl Io {
     /// A new I/O that nobody waits for.
     pub fn new(id: IoId) -> Self {
-        Io(Box::new(Body { id, request: Request::default(), below: None, frames: SmallVec::new() }))
+        let mut io = Io(Box::default());
+        io.0.id = id;
+        io
     }
 
     /// Names the I/O anew; only while it is its issuer's.
@@ -223,19 +228,20 @@ impl Io {
 
     /// Passes the I/O down as it is; it comes back by `issuer.resume(io, cookie, …)`.
     pub fn forward(self, to: &ChannelRef, issuer: Rc<dyn Issuer>, cookie: u64) {
-        self.push(to, issuer, cookie, None);
+        self.push(to, issuer, cookie, false);
     }
 
     /// Asks `request` of the layer below in the I/O's place. When it comes back the I/O's own request stands again,
     /// and [`Io::take_below`] gives `request` with its memory.
     pub fn forward_as(mut self, to: &ChannelRef, issuer: Rc<dyn Issuer>, cookie: u64, request: Request) {
         let own = std::mem::replace(&mut self.0.request, request);
-        self.push(to, issuer, cookie, Some(own));
+        self.0.own.push(own);
+        self.push(to, issuer, cookie, true);
     }
 
-    fn push(mut self, to: &ChannelRef, issuer: Rc<dyn Issuer>, cookie: u64, own: Option<Request>) {
+    fn push(mut self, to: &ChannelRef, issuer: Rc<dyn Issuer>, cookie: u64, instead: bool) {
         let started = shard::now();
-        self.0.frames.push(Frame { issuer, cookie, called: to.clone(), started, own });
+        self.0.frames.push(Frame { issuer, cookie, called: to.clone(), started, instead });
         to.channel().submit(self);
     }
 
@@ -253,13 +259,13 @@ impl Io {
 
     /// Drops the I/O with its memory and tells nobody.
     pub(crate) fn abandon(mut self) {
-        drop(std::mem::take(&mut self.0.frames));
+        self.0.frames.clear();
     }
 
     /// Whether any of the memory, here or of a layer above, belongs to a guest region.
     pub fn touches(&self, region: RegionId) -> bool {
         let in_request = |r: &Request| r.sgl.touches(region);
-        in_request(&self.0.request) || self.0.frames.iter().any(|f| f.own.as_ref().is_some_and(in_request))
+        in_request(&self.0.request) || self.0.own.iter().any(in_request)
     }
 
     /// Lets the layer above have it: the second half of [`Io::complete`], called by the shard.
@@ -267,7 +273,8 @@ impl Io {
         let Some(frame) = self.0.frames.pop() else { return };
         let waited = shard::now().saturating_sub(frame.started);
         frame.called.stats().record(&self.0.request, frame.called.block_size(), waited, &result);
-        self.0.below = frame.own.map(|own| std::mem::replace(&mut self.0.request, own));
+        let own = if frame.instead { self.0.own.pop() } else { None };
+        self.0.below = own.map(|own| std::mem::replace(&mut self.0.request, own));
         frame.issuer.resume(self, frame.cookie, result);
     }
 }
@@ -278,12 +285,7 @@ impl Drop for Body {
             return;
         }
         // A layer lost it. Its issuer must hear of it all the same.
-        let lost = Body {
-            id: self.id,
-            request: std::mem::take(&mut self.request),
-            below: None,
-            frames: std::mem::take(&mut self.frames),
-        };
+        let lost = std::mem::take(self);
         shard::completed(Io(Box::new(lost)), Err(IoError::Failed));
     }
 }

@@ -42,8 +42,10 @@ pub(crate) fn now() -> u64 {
 pub(crate) fn completed(io: Io, result: IoResult) {
     let mut io = Some(io);
     let _ = CURRENT.try_with(|current| {
-        if let Some(shard) = &*current.borrow() {
-            shard.0.completed.borrow_mut().extend(io.take().map(|io| (io, result)));
+        if let Some(shard) = &*current.borrow()
+            && let Some(io) = io.take()
+        {
+            shard.0.completed.borrow_mut().push_back((io, result));
         }
     });
     if let Some(io) = io {
