@@ -7,12 +7,16 @@ use io_uring::IoUring;
 /// What this process needs of the kernel.
 pub const MINIMUM_KERNEL: &str = "5.19";
 
-/// A ring of `entries` submission entries and eight times as many completions.
+/// The smallest ring that is worth having: it fits into 16 KiB of locked memory.
+const SMALLEST: u32 = 32;
+
+/// A ring of `entries` submission entries and eight times as many completions; smaller where the memory that this user
+/// may lock (RLIMIT_MEMLOCK) has no room for it: what does not fit into a ring waits in its slot.
 ///
 /// # Errors
 /// What refused it and what to change.
 pub(super) fn build(entries: u32) -> io::Result<IoUring> {
-    let build = |flags: bool| {
+    let build = |entries: u32, flags: bool| {
         let mut b = IoUring::builder();
         b.setup_clamp().setup_cqsize(entries * 8);
         if flags {
@@ -20,9 +24,24 @@ pub(super) fn build(entries: u32) -> io::Result<IoUring> {
         }
         b.build(entries)
     };
-    let uring =
-        build(true).or_else(|e| if e.raw_os_error() == Some(libc::EINVAL) { build(false) } else { Err(e) });
-    let uring = uring.map_err(|e| explain(&e))?;
+    let is = |e: &io::Error, code| e.raw_os_error() == Some(code);
+    let mut size = entries;
+    let uring = loop {
+        let built =
+            build(size, true).or_else(|e| if is(&e, libc::EINVAL) { build(size, false) } else { Err(e) });
+        match built {
+            Err(e) if is(&e, libc::ENOMEM) && size > SMALLEST => size = (size / 4).max(SMALLEST),
+            Err(e) => return Err(explain(&e)),
+            Ok(uring) => break uring,
+        }
+    };
+    if size < entries {
+        tracing::warn!(
+            entries = size,
+            wanted = entries,
+            "little memory may be locked: a smaller ring is used; raise RLIMIT_MEMLOCK for more"
+        );
+    }
     let p = uring.params();
     if !(p.is_feature_ext_arg() && p.is_feature_nodrop() && p.is_feature_fast_poll()) {
         return Err(io::Error::other(format!(
