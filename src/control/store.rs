@@ -162,6 +162,9 @@ pub(crate) struct Store {
     host_id: Uuid,
     vault: Vault,
     _lock: File,
+    /// Writing fails, as on a full disk.
+    #[cfg(test)]
+    pub fails: std::sync::atomic::AtomicBool,
 }
 
 impl Store {
@@ -194,7 +197,15 @@ impl Store {
             Err(_) => return Err(StoreError::Database { path, reason: "the file is damaged".into() }),
         };
         let vault = Vault::open(kek_file, state_dir)?;
-        let mut store = Store { path, database, host_id: Uuid::nil(), vault, _lock: lock };
+        let mut store = Store {
+            path,
+            database,
+            host_id: Uuid::nil(),
+            vault,
+            _lock: lock,
+            #[cfg(test)]
+            fails: false.into(),
+        };
         store.prepare()?;
         Ok(store)
     }
@@ -276,6 +287,10 @@ impl Store {
         &self,
         change: impl FnOnce(&mut redb::Table<&str, &[u8]>) -> Result<(), redb::StorageError>,
     ) -> Result<(), StoreError> {
+        #[cfg(test)]
+        if self.fails.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(self.failed("no space left"));
+        }
         let commit = || -> Result<(), redb::Error> {
             let transaction = self.database.begin_write()?;
             change(&mut transaction.open_table(OBJECTS)?)?;

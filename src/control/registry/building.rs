@@ -163,14 +163,16 @@ impl Registry {
     }
 
     /// Lets namespaces of remote controllers go that nothing uses any more.
-    pub(super) fn release_unused(&self, uses: &[String]) {
-        for name in uses.iter().filter(|used| is_remote_namespace(used)) {
+    pub(super) fn release_unused<'a>(&self, names: impl IntoIterator<Item = &'a String>) {
+        for name in names.into_iter().filter(|name| is_remote_namespace(name)) {
             let Some(entry) = self.entry(name).filter(|_| self.users(name).is_empty()) else { continue };
-            let released = self.store.remove(name).map_err(internal).and_then(|()| self.dismantle(&entry));
+            let released = self.dismantle(&entry).and_then(|()| {
+                self.write().remove(name);
+                self.store.remove(name).map_err(internal)
+            });
             if let Err(status) = released {
                 tracing::error!(object = name, "cannot be let go: {}", status.message());
             }
-            self.write().remove(name);
         }
     }
 }

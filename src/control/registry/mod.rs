@@ -94,6 +94,8 @@ impl Registry {
             }
             registry.write().insert(name, Arc::new(entry));
         }
+        let all: Vec<String> = registry.read().keys().cloned().collect();
+        registry.release_unused(&all);
         Ok(registry)
     }
 
@@ -228,6 +230,12 @@ impl Registry {
         self.write().insert(name.to_owned(), Arc::new(changed));
         tracing::info!(object = name, "changed");
         Ok(new)
+    }
+
+    /// Lets the store fail.
+    #[cfg(test)]
+    pub fn fail_store(&self, fails: bool) {
+        self.store.fails.store(fails, std::sync::atomic::Ordering::Relaxed);
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Entry>>> {

@@ -3,6 +3,7 @@
 mod declared;
 mod nvme;
 mod over_grpc;
+mod random;
 mod remote;
 mod restart;
 mod volumes;
