@@ -28,31 +28,37 @@ const DISK: Disk = Disk {
     block: 4096,
 };
 
+/// How long a host must have been away from its doorbells to count as idle.
+const SETTLING: Duration = Duration::from_secs(5);
+
 /// How long idleness is watched, and what it may cost: half a percent of one core.
 const WATCHED: Duration = Duration::from_secs(30);
 const ALLOWED: Duration = Duration::from_millis(150);
 
 #[test]
 fn idleness_costs_next_to_nothing() {
+    if cfg!(debug_assertions) && std::env::var_os("ISTHMUS_BIN").is_none() {
+        return common::skip("it measures the release program: run `cargo xtask test`");
+    }
     let Some(guest) = Builder::new("idle", SCRIPT) else { return };
-    let Some(mapped) = Chain::build(&[DISK], &["--doorbells", "mapped"]) else { return };
-    let Some(trapped) = Chain::build(&[DISK], &["--doorbells", "trapped"]) else { return };
+    let Some(mapped) = Chain::build(&[DISK], &["--doorbells", "mapped", "--shards", "4"]) else { return };
+    let Some(trapped) = Chain::build(&[DISK], &["--doorbells", "trapped", "--shards", "4"]) else { return };
     let bridges = [("mapped", &mapped.bridge), ("trapped", &trapped.bridge)];
     let guest = guest.vfio_user(&mapped.socket()).vfio_user(&trapped.socket());
     let printed = guest.run_with(|guest| {
         guest.wait_for_mark("idle")?;
-        std::thread::sleep(Duration::from_secs(2));
+        std::thread::sleep(SETTLING);
         let before = bridges.map(|(_, bridge)| bridge.cpu_time());
         std::thread::sleep(WATCHED);
-        for ((doorbells, bridge), before) in bridges.iter().zip(before) {
-            let (used, memory) = (bridge.cpu_time() - before, bridge.anonymous_memory());
-            println!(
-                "{doorbells}: {used:?} of processor time in {WATCHED:?}, {} KiB of memory",
-                memory >> 10
-            );
-            assert!(used <= ALLOWED, "{doorbells}: {used:?} in {WATCHED:?}");
-            assert!(memory < 64 << 20, "{doorbells}: {memory} bytes");
+        let costs: Vec<_> = bridges
+            .iter()
+            .zip(before)
+            .map(|((_, bridge), before)| (bridge.cpu_time() - before, bridge.anonymous_memory()))
+            .collect();
+        for ((doorbells, _), (used, memory)) in bridges.iter().zip(&costs) {
+            println!("{doorbells}: {used:?} of processor time in {WATCHED:?}, {} KiB of memory", memory >> 10);
         }
+        assert!(costs.iter().all(|(used, memory)| *used <= ALLOWED && *memory < 64 << 20), "{costs:?}");
         guest.answer("");
         Ok(())
     });

@@ -100,13 +100,14 @@ impl Server {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// The CPU time that the process has used.
+    /// The CPU time that the process's threads have used: what the scheduler measured, not what ticks sampled.
     pub fn cpu_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        // The name in parentheses may hold anything; user and system time are the 12th and 13th field after it.
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
-        Duration::from_millis(ticks * 10)
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let nanoseconds = threads.map(|thread| {
+            let schedule = fs::read_to_string(thread.unwrap().path().join("schedstat")).unwrap();
+            schedule.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+        });
+        Duration::from_nanos(nanoseconds.sum())
     }
 
     /// The process's own memory, without what it shares, in bytes.
