@@ -56,7 +56,10 @@ fn idleness_costs_next_to_nothing() {
             .map(|((_, bridge), before)| (bridge.cpu_time() - before, bridge.anonymous_memory()))
             .collect();
         for ((doorbells, _), (used, memory)) in bridges.iter().zip(&costs) {
-            println!("{doorbells}: {used:?} of processor time in {WATCHED:?}, {} KiB of memory", memory >> 10);
+            println!(
+                "{doorbells}: {used:?} of processor time in {WATCHED:?}, {} KiB of memory",
+                memory >> 10
+            );
         }
         assert!(costs.iter().all(|(used, memory)| *used <= ALLOWED && *memory < 64 << 20), "{costs:?}");
         guest.answer("");
