@@ -266,6 +266,7 @@ impl<T: Transport> Issuer for Queue<T> {
                 Ok(()) if self.closing.get() && work.has_more() => Some(Status::ABORTED_SQ_DELETION),
                 Ok(()) => None,
                 Err(engine::IoError::Aborted) if work.aborted => Some(Status::ABORT_REQUESTED),
+                Err(engine::IoError::Aborted) if self.closing.get() => Some(Status::ABORTED_SQ_DELETION),
                 Err(engine::IoError::Aborted) if work.attachment.is_gone() => {
                     Some(Status::INVALID_NAMESPACE_OR_FORMAT.dnr())
                 }

@@ -338,6 +338,15 @@ impl Client {
         Some(Cqe::read_from_bytes(&bytes).unwrap())
     }
 
+    /// Whether the next `n` entries have come; none is consumed.
+    pub fn filled(&self, queue: &Queue, n: u32) -> bool {
+        (0..n).all(|i| {
+            let (at, wrapped) = ((queue.head + i) % queue.entries, queue.head + i >= queue.entries);
+            let word = self.ram.word(queue.cq as usize + at as usize * 16 + 12).unwrap();
+            (word.load(Ordering::Acquire) >> 16 & 1 == 1) == (queue.phase != wrapped)
+        })
+    }
+
     /// The next completion, if it is there.
     pub fn poll(&mut self, queue: &mut Queue) -> Option<Cqe> {
         let cqe = self.peek(queue)?;

@@ -1,79 +1,20 @@
 //! A controller over vfio-user as a host sees it.
 
 mod client;
+mod parked;
+mod rig;
+mod slow;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backend::ram::RamVolume;
-use engine::{Config, Shards};
-use frontend::Doorbells;
-use frontend::vfio_user::{Handle, Options, Server, socket_path};
-use frontend::{Namespace, Subsystem, SubsystemConfig};
+use frontend::{Doorbells, Subsystem};
 use nvme_proto::dptr::{SglDescriptor, SglSubtype, SglType};
 use nvme_proto::zerocopy::IntoBytes;
-use nvme_proto::{Nqn, Sqe, Status};
+use nvme_proto::{Sqe, Status};
 
-use client::{Client, DATA, RAM, await_event, command, event, longs, rw, words};
-
-struct Rig {
-    dir: PathBuf,
-    shards: Option<Shards>,
-    handle: Option<Handle>,
-}
-
-impl Rig {
-    fn new(name: &str, doorbells: Doorbells) -> Self {
-        let dir = std::env::temp_dir().join(format!("isthmus-{name}-{}", std::process::id()));
-        let shards = Shards::start(&Config { cpus: vec![None, None], ..Config::default() }).unwrap();
-        let config = SubsystemConfig {
-            nqn: Nqn::new("nqn.2024-01.test:disk").unwrap(),
-            serial: "TEST0001".into(),
-            model: "Isthmus".into(),
-            max_namespaces: 8,
-            allowed_hosts: Vec::new(),
-        };
-        let subsystem = Subsystem::new(config, shards.handles()).unwrap();
-        let volume = RamVolume::new(512, (64 << 20) / 512).unwrap();
-        let namespace = Namespace { nsid: 1, uuid: [1; 16], nguid: [0; 16], eui64: [0; 8], volume };
-        subsystem.add_namespace(namespace).unwrap();
-        let path = socket_path(&dir, "s", None).unwrap();
-        let options = Options { doorbells, ..Options::default() };
-        let handle = Server::listen(&shards.handles()[1], &subsystem, &path, options).unwrap();
-        Rig { dir, shards: Some(shards), handle: Some(handle) }
-    }
-
-    fn handle(&self) -> &Handle {
-        self.handle.as_ref().unwrap()
-    }
-
-    fn connect(&self) -> Client {
-        Client::connect(self.handle().path())
-    }
-
-    /// A client with an enabled controller.
-    fn host(&self) -> Client {
-        let mut client = self.connect();
-        assert_eq!(client.map(0, 0, RAM as u64, true), 0);
-        client.map_doorbells();
-        client.enable();
-        client
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        let closed = self.handle.take().unwrap().close(Duration::from_secs(10));
-        self.shards.take().unwrap().stop();
-        let left = std::fs::remove_dir(self.dir.join("s"));
-        let _ = std::fs::remove_dir_all(&self.dir);
-        if !std::thread::panicking() {
-            assert!(closed, "the controller ended");
-            assert!(left.is_err(), "its directory went with it");
-        }
-    }
-}
+use client::{DATA, RAM, await_event, command, event, longs, rw, words};
+use rig::Rig;
 
 const BOTH: [(&str, Doorbells); 2] = [("mapped", Doorbells::Mapped), ("trapped", Doorbells::Trapped)];
 

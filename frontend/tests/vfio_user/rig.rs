@@ -1,0 +1,77 @@
+//! What is tested: a controller, and clients for it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backend::ram::RamVolume;
+use engine::{Config, Shards, Volume};
+use frontend::vfio_user::{Handle, Options, Server, socket_path};
+use frontend::{Doorbells, Namespace, Subsystem, SubsystemConfig};
+use nvme_proto::Nqn;
+
+use crate::client::{Client, RAM};
+
+/// A controller over vfio-user on the second of two shards.
+pub struct Rig {
+    dir: PathBuf,
+    shards: Option<Shards>,
+    handle: Option<Handle>,
+}
+
+impl Rig {
+    /// One whose namespace is in memory.
+    pub fn new(name: &str, doorbells: Doorbells) -> Self {
+        Self::over(name, doorbells, RamVolume::new(512, (64 << 20) / 512).unwrap())
+    }
+
+    /// One whose namespace is that volume.
+    pub fn over(name: &str, doorbells: Doorbells, volume: Arc<dyn Volume>) -> Self {
+        let dir = std::env::temp_dir().join(format!("isthmus-{name}-{}", std::process::id()));
+        let shards = Shards::start(&Config { cpus: vec![None, None], ..Config::default() }).unwrap();
+        let config = SubsystemConfig {
+            nqn: Nqn::new("nqn.2024-01.test:disk").unwrap(),
+            serial: "TEST0001".into(),
+            model: "Isthmus".into(),
+            max_namespaces: 8,
+            allowed_hosts: Vec::new(),
+        };
+        let subsystem = Subsystem::new(config, shards.handles()).unwrap();
+        let namespace = Namespace { nsid: 1, uuid: [1; 16], nguid: [0; 16], eui64: [0; 8], volume };
+        subsystem.add_namespace(namespace).unwrap();
+        let path = socket_path(&dir, "s", None).unwrap();
+        let options = Options { doorbells, ..Options::default() };
+        let handle = Server::listen(&shards.handles()[1], &subsystem, &path, options).unwrap();
+        Rig { dir, shards: Some(shards), handle: Some(handle) }
+    }
+
+    pub fn handle(&self) -> &Handle {
+        self.handle.as_ref().unwrap()
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(self.handle().path())
+    }
+
+    /// A client with an enabled controller.
+    pub fn host(&self) -> Client {
+        let mut client = self.connect();
+        assert_eq!(client.map(0, 0, RAM as u64, true), 0);
+        client.map_doorbells();
+        client.enable();
+        client
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let closed = self.handle.take().unwrap().close(Duration::from_secs(10));
+        self.shards.take().unwrap().stop();
+        let left = std::fs::remove_dir(self.dir.join("s"));
+        let _ = std::fs::remove_dir_all(&self.dir);
+        if !std::thread::panicking() {
+            assert!(closed, "the controller ended");
+            assert!(left.is_err(), "its directory went with it");
+        }
+    }
+}
