@@ -38,6 +38,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names();
-    tonic_prost_build::configure().generate_default_stubs(true).skip_debug(SECRETIVE).compile_fds_with_config(described, config)?;
+    tonic_prost_build::configure()
+        .generate_default_stubs(true)
+        .skip_debug(SECRETIVE)
+        .compile_fds_with_config(described, config)?;
     Ok(())
 }
