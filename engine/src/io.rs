@@ -130,9 +130,18 @@ impl Scope {
     /// Whether `io` is one of them.
     pub fn covers(&self, io: &Io) -> bool {
         match *self {
-            Scope::Io(id) => io.0.id == id,
-            Scope::Origin(origin) => io.0.id.origin == origin,
             Scope::Region(region) => io.touches(region),
+            _ => self.names(io.0.id),
+        }
+    }
+
+    /// Whether the I/O of this name is one of them, as far as its name tells: for a layer that has sent it below, and
+    /// that gives it no memory of the guest's.
+    pub fn names(&self, id: IoId) -> bool {
+        match *self {
+            Scope::Io(one) => one == id,
+            Scope::Origin(origin) => origin == id.origin,
+            Scope::Region(_) => false,
             Scope::All => true,
         }
     }
@@ -266,6 +275,12 @@ impl Io {
     pub fn touches(&self, region: RegionId) -> bool {
         let in_request = |r: &Request| r.sgl.touches(region);
         in_request(&self.0.request) || self.0.own.iter().any(in_request)
+    }
+
+    /// The guest regions of which that is true.
+    pub(crate) fn regions(&self) -> SmallVec<[RegionId; 2]> {
+        let requests = self.0.own.iter().chain([&self.0.request]);
+        requests.flat_map(|r| r.sgl.regions()).map(|region| region.id()).collect()
     }
 
     /// Lets the layer above have it: the second half of [`Io::complete`], called by the shard.

@@ -5,14 +5,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use engine::mem::{Buf, Mapping, Sgl};
+use engine::mem::{Access, Buf, GuestMemory, Mapping, Region, Sgl, SglBuilder};
 use engine::ring::RingOp;
 use engine::testing::{Collector, bytes, filled};
 use engine::{
-    Channel, ChannelRef, Config, Io, IoError, IoResult, Issuer, Limits, OnTimer, Op, Scope, Shard,
+    Channel, ChannelRef, Config, Io, IoError, IoId, IoResult, Issuer, Limits, OnTimer, Op, Scope, Shard,
     ShardHandle, Shards, Sim, Volume, VolumeStats, proxy,
 };
 
@@ -23,12 +23,15 @@ struct Slow {
     home: Option<ShardHandle>,
     cache: bool,
     log: std::sync::Mutex<Vec<Op>>,
+    /// What it works on cannot be revoked.
+    busy: AtomicBool,
 }
 
 impl Slow {
     fn new(home: Option<ShardHandle>, cache: bool) -> Arc<Self> {
         let memory = Arc::new(Mapping::anonymous(1 << 20).unwrap());
-        Arc::new(Slow { stats: VolumeStats::default(), memory, home, cache, log: Default::default() })
+        let (stats, busy) = (VolumeStats::default(), AtomicBool::new(false));
+        Arc::new(Slow { stats, memory, home, cache, log: Default::default(), busy })
     }
 }
 
@@ -61,7 +64,7 @@ impl Channel for SlowChannel {
     fn revoke(&self, scope: Scope) {
         let parked = std::mem::take(&mut *self.parked.borrow_mut());
         for io in parked {
-            if scope.covers(&io) {
+            if scope.covers(&io) && !self.volume.busy.load(Ordering::Relaxed) {
                 io.complete(Err(IoError::Aborted))
             } else {
                 self.parked.borrow_mut().push_back(io)
@@ -181,6 +184,37 @@ fn a_cache_that_cannot_write_through_is_flushed_after_the_write() {
     assert_eq!(*volume.log.lock().unwrap(), [Op::Write { fua: false }, Op::Flush]);
     assert_eq!(volume.stats.snapshot().of(engine::stats::Kind::Write).ops, 1);
     assert_eq!(volume.stats.snapshot().of(engine::stats::Kind::Flush).ops, 0, "the host asked for none");
+}
+
+#[test]
+fn a_revoked_write_is_not_flushed_after() {
+    let map = Mapping::anonymous(8192).unwrap();
+    let region = Region::new(0, 8192, true, true, Some(map)).unwrap();
+    let guest = GuestMemory::default().with(region.clone()).unwrap();
+    let sim = Sim::new(1).unwrap();
+    let volume = Slow::new(None, true);
+    let channel = open(&sim, 0, &volume);
+    let c = Collector::new();
+    for (tag, revoked) in [(1, true), (2, false), (3, true)] {
+        let mut memory = SglBuilder::default();
+        memory.push(&guest, 0, 512, Access::Read).unwrap();
+        sim.on(0, |_| c.submit(&channel, tag, Op::Write { fua: true }, 0, 1, memory.finish()));
+        let scope = match tag {
+            1 => Scope::Io(IoId { origin: c.origin(), tag }),
+            2 => Scope::Io(IoId { origin: c.origin(), tag: 99 }),
+            _ => Scope::Region(region.id()),
+        };
+        // It comes just when the write has ended below and its end is not known above yet.
+        sim.on(0, |_| {
+            volume.busy.store(true, Ordering::Relaxed);
+            channel.revoke(scope);
+            volume.busy.store(false, Ordering::Relaxed);
+        });
+        assert!(sim.run_until(|| c.count() == tag as usize));
+        assert_eq!(c.result(tag), Some(if revoked { Err(IoError::Aborted) } else { Ok(()) }));
+    }
+    let write = Op::Write { fua: false };
+    assert_eq!(*volume.log.lock().unwrap(), [write, write, Op::Flush, write]);
 }
 
 /// Completes at once, and submits again from `resume`: as deep as a host pipelines.

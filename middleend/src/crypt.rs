@@ -17,8 +17,6 @@ use engine::{
 pub use xts::KeyError;
 use xts::Xts;
 
-use crate::names;
-
 /// Largest I/O in bytes: the largest buffer that the pools keep.
 const MAX_BYTES: u32 = 2 << 20;
 /// Bytes of encrypted zeroes that a WriteZeroes has in flight at a time.
@@ -112,7 +110,7 @@ impl Channel for CryptChannel {
 
     fn revoke(&self, scope: Scope) {
         for (id, revoked) in self.zeroing.borrow_mut().iter_mut() {
-            *revoked |= names(scope, *id);
+            *revoked |= scope.names(*id);
         }
         self.below.revoke(scope);
     }

@@ -16,15 +16,3 @@ mod testing;
 pub use crypt::{CryptVolume, KeyError};
 pub use fault::{FaultVolume, Faults};
 pub use qos::{Maxima, QosVolume};
-
-use engine::{IoId, Scope};
-
-/// Whether `scope` takes back the I/O of this name, as far as its name tells: for one that has no memory of its own.
-fn names(scope: Scope, id: IoId) -> bool {
-    match scope {
-        Scope::Io(one) => one == id,
-        Scope::Origin(origin) => origin == id.origin,
-        Scope::Region(_) => false,
-        Scope::All => true,
-    }
-}

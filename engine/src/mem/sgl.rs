@@ -254,10 +254,15 @@ impl Sgl {
 
     /// Whether any of the memory belongs to guest region `id`.
     pub fn touches(&self, id: RegionId) -> bool {
+        self.regions().iter().any(|r| r.id() == id)
+    }
+
+    /// The guest regions that the memory belongs to.
+    pub(crate) fn regions(&self) -> &[Arc<Region>] {
         match &self.owner {
-            Owner::Region(r) => r.id() == id,
-            Owner::Regions(rs) => rs.iter().any(|r| r.id() == id),
-            _ => false,
+            Owner::Region(r) => std::slice::from_ref(r),
+            Owner::Regions(rs) => rs,
+            _ => &[],
         }
     }
 

@@ -10,8 +10,6 @@ use engine::{Channel, ChannelRef, Io, IoError, IoId, IoResult, Issuer, OnTimer, 
 
 use super::cache::{Content, Image};
 use super::{FaultVolume, lock};
-use crate::names;
-
 /// Bytes that a flush writes below at a time.
 const PUSH: usize = 128 << 10;
 
@@ -106,7 +104,7 @@ impl Channel for FaultChannel {
             self.finish(io, Err(IoError::Aborted));
         }
         if let Some(job) = &mut *self.job.borrow_mut() {
-            job.revoked |= names(scope, job.id);
+            job.revoked |= scope.names(job.id);
         }
         self.below.revoke(scope);
     }
