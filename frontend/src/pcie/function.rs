@@ -487,13 +487,13 @@ impl Function {
         self.msix_table.replace(msix_table());
         let controller = self.controller();
         controller.clear();
-        let (mut waited, mut step) = (Duration::ZERO, Duration::from_micros(20));
+        let until = self.shard.now().saturating_add(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX));
+        let mut step = Duration::from_micros(20);
         while !self.is_quiet() {
-            if waited >= patience {
+            if self.shard.now() >= until {
                 return false;
             }
             self.shard.sleep(step).await;
-            waited += step;
             step = (step * 2).min(Duration::from_millis(2));
         }
         true

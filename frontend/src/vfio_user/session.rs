@@ -247,16 +247,17 @@ impl<'a> Session<'a> {
         for region in &gone {
             self.function.remove_region(region.id());
         }
-        let (mut waited, mut step) = (Duration::ZERO, Duration::from_micros(50));
+        let shard = &self.function.shard;
+        let until = shard.now().saturating_add(UNMAP_PATIENCE.as_nanos() as u64);
+        let mut step = Duration::from_micros(50);
         while gone.iter().any(|region| Arc::strong_count(region) > 1) {
-            if waited >= UNMAP_PATIENCE {
+            if shard.now() >= until {
                 // Its memory goes when the I/O that holds it ends; the client may not wait for that.
                 self.note(Reject::Unmap, "controller failed");
                 self.function.fail();
                 break;
             }
-            self.function.shard.sleep(step).await;
-            waited += step;
+            shard.sleep(step).await;
             step = (step * 2).min(Duration::from_millis(5));
         }
         mapper::run(&self.function.shard, move || drop(gone)).await;
