@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::VolumeStats;
 use engine::mem::Sgl;
 use nvme_proto::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, invalid_parameter};
 use nvme_proto::zerocopy::FromBytes;
@@ -145,7 +146,11 @@ impl Connection {
         };
         let port: Box<dyn Port> = match discovery {
             true => Box::new(DiscoveryPort::new(&self.home.target, host.nqn, self.local)),
-            false => Box::new(FabricsPort(self.home.target.clone(), self.peer)),
+            false => Box::new(FabricsPort {
+                target: self.home.target.clone(),
+                peer: self.peer,
+                stats: self.listening.stats(subsystem.nqn()),
+            }),
         };
         let controller =
             Controller::new(&subsystem, &self.shard, config, Some(host), port).map_err(|_| busy)?;
@@ -215,10 +220,18 @@ fn parse(sqe: &Sqe, data: Option<Sgl>) -> Result<(Connect, ConnectData), Refused
 }
 
 /// What a controller with namespaces asks of the target.
-struct FabricsPort(Arc<Inner>, SocketAddr);
+struct FabricsPort {
+    target: Arc<Inner>,
+    peer: SocketAddr,
+    stats: Arc<VolumeStats>,
+}
 
 impl Port for FabricsPort {
     fn keep_alive_expired(&self) {
-        self.0.rejections.note(Reason::KeepAlive, self.1);
+        self.target.rejections.note(Reason::KeepAlive, self.peer);
+    }
+
+    fn stats(&self) -> Arc<VolumeStats> {
+        self.stats.clone()
     }
 }

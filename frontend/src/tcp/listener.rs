@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use engine::ring::{Completion, Fd, OpId, RingClient, RingOp};
 use engine::{OnTimer, Shard, ShardHandle};
+use nix::libc::{ECANCELED, EINVAL};
 use nix::sys::socket::{Shutdown, shutdown};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -41,7 +42,8 @@ impl Listener {
         socket.listen(BACKLOG)?;
         let bound = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let home = target.shards.first().ok_or(io::ErrorKind::NotConnected)?.clone();
-        let listening = Arc::new(Listening { addr: bound, subsystems: Default::default() });
+        let listening =
+            Arc::new(Listening { addr: bound, subsystems: Default::default(), stats: Default::default() });
         let fd = Arc::new(OwnedFd::from(socket));
         let (theirs, target, socket) = (listening.clone(), target.clone(), fd.clone());
         home.run(move |shard| {
@@ -115,8 +117,8 @@ impl RingClient for Acceptor {
                 self.accept();
             }
             Ok(_) => {}
-            // It is shut down, a moment before this shard hears of its end.
-            Err(error) if self.closed.get() || error.kind() == io::ErrorKind::InvalidInput => {}
+            // It is shut down, a moment before this shard hears of its end; or the shard itself ends.
+            Err(e) if self.closed.get() || matches!(e.raw_os_error(), Some(EINVAL | ECANCELED)) => {}
             Err(error) => {
                 tracing::warn!(addr = %self.listening.addr, %error, "nvme/tcp: accept");
                 self.shard.timer(PAUSE, self.clone(), 0);

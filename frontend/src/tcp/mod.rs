@@ -15,14 +15,15 @@ mod send;
 mod shard;
 mod transfer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use engine::ShardHandle;
+use engine::stats::Snapshot;
+use engine::{ShardHandle, VolumeStats};
 use nvme_proto::Nqn;
 use nvme_proto::nqn::DISCOVERY_NQN;
 
@@ -71,11 +72,22 @@ impl Default for TargetConfig {
 struct Listening {
     addr: SocketAddr,
     subsystems: Mutex<Vec<Arc<Subsystem>>>,
+    /// What hosts asked of each that came by here.
+    stats: Mutex<HashMap<Nqn, Arc<VolumeStats>>>,
 }
 
 impl Listening {
     fn subsystems(&self) -> MutexGuard<'_, Vec<Arc<Subsystem>>> {
         self.subsystems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What hosts that came by here asked of the subsystem of that name.
+    fn stats(&self, nqn: &Nqn) -> Arc<VolumeStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).entry(*nqn).or_default().clone()
+    }
+
+    fn forget_stats(&self, nqn: &Nqn) {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).remove(nqn);
     }
 
     /// The subsystem of that name, or the discovery service.
@@ -180,6 +192,7 @@ impl Target {
                 let mut subsystems = listener.listening.subsystems();
                 let before = subsystems.len();
                 subsystems.retain(|s| s.nqn() != nqn);
+                listener.listening.forget_stats(nqn);
                 (subsystems.len() < before, subsystems.is_empty())
             };
             let (listening, only) = (listener.listening.clone(), (!empty).then_some(*nqn));
@@ -204,6 +217,13 @@ impl Target {
     pub fn listeners(&self) -> Vec<(SocketAddr, Vec<Arc<Subsystem>>)> {
         let listeners = self.0.listeners();
         listeners.iter().map(|(addr, l)| (*addr, l.listening.subsystems().clone())).collect()
+    }
+
+    /// What hosts that came by an address asked of a subsystem there; `None` if it is not shown there.
+    pub fn stats(&self, addr: SocketAddr, nqn: &Nqn) -> Option<Snapshot> {
+        let listeners = self.0.listeners();
+        let listening = &listeners.get(&addr)?.listening;
+        listening.subsystems().iter().any(|s| s.nqn() == nqn).then(|| listening.stats(nqn).snapshot())
     }
 
     /// Why hosts were turned away, and how often.

@@ -274,6 +274,7 @@ impl Framer {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 mod tests {
     use nvme_proto::tcp::{CapsuleCmd, DataHdr, IcReq};
     use nvme_proto::zerocopy::{FromZeros, IntoBytes};
