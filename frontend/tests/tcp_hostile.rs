@@ -354,17 +354,18 @@ fn b26_more_commands_than_the_queue_has() {
 #[test]
 fn c28_to_c35_data_that_was_not_asked_for() {
     let rig = Rig::new();
-    let cases: [(&str, u16, &dyn Fn(&mut DataHdr)); 10] = [
-        ("no such tag", HEADER_FIELD, &|h| h.ttag = 1),
-        ("the largest tag", HEADER_FIELD, &|h| h.ttag = 0xffff),
-        ("another command", HEADER_FIELD, &|h| h.cccid = 78),
-        ("a gap", OUT_OF_RANGE, &|h| h.datao = 4096),
-        ("an offset beyond", OUT_OF_RANGE, &|h| h.datao = u32::MAX),
-        ("no length", HEADER_FIELD, &|h| h.datal = 0),
-        ("another length", HEADER_FIELD, &|h| h.datal = 512),
-        ("the largest length", HEADER_FIELD, &|h| h.datal = u32::MAX),
-        ("last too early", HEADER_FIELD, &|h| h.ch.flags = flags::LAST_PDU),
-        ("misaligned", OUT_OF_RANGE, &|h| h.datao = 1),
+    type Edit = fn(&mut DataHdr);
+    let cases: [(&str, u16, Edit); 10] = [
+        ("no such tag", HEADER_FIELD, |h| h.ttag = 1),
+        ("the largest tag", HEADER_FIELD, |h| h.ttag = 0xffff),
+        ("another command", HEADER_FIELD, |h| h.cccid = 78),
+        ("a gap", OUT_OF_RANGE, |h| h.datao = 4096),
+        ("an offset beyond", OUT_OF_RANGE, |h| h.datao = u32::MAX),
+        ("no length", HEADER_FIELD, |h| h.datal = 0),
+        ("another length", HEADER_FIELD, |h| h.datal = 512),
+        ("the largest length", HEADER_FIELD, |h| h.datal = u32::MAX),
+        ("last too early", HEADER_FIELD, |h| h.ch.flags = flags::LAST_PDU),
+        ("misaligned", OUT_OF_RANGE, |h| h.datao = 1),
     ];
     for (what, fes, edit) in cases {
         let (_admin, mut io, r2t) = asked(&rig);

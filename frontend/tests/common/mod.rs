@@ -41,6 +41,10 @@ impl Rig {
         let target = Target::new(shards.handles(), config).unwrap();
         let subsystem = subsystem(&shards, SUBNQN);
         subsystem.add_namespace(namespace(1, 512, 64 << 20)).unwrap();
+        // Every shard has the namespace before the first host comes, so that none hears of it as news.
+        for shard in shards.handles() {
+            shard.call(|_| ());
+        }
         let addr = target.listen(addr.parse().unwrap(), &subsystem).unwrap();
         Rig { shards, target, subsystem, addr }
     }
