@@ -20,8 +20,9 @@ use engine::{Channel, Io, IoError, IoResult, Limits, OnTimer, Op, Scope, Shard, 
 const STRIPE: usize = 64 << 10;
 /// Locks in the table; stripes take them in turn.
 const LOCKS: usize = 1024;
-/// What one turn of a shard discards of a larger range, so that its other work goes on.
-const PIECE: usize = LOCKS * STRIPE;
+/// What one turn of a shard discards of a larger range, in bytes: some hundred microseconds' work at most, so that its
+/// other work goes on.
+const PIECE: usize = 4 << 20;
 
 /// A lock on a cache line of its own.
 #[derive(Debug, Default)]
@@ -268,7 +269,7 @@ mod tests {
     impl Hammer {
         fn go(self: Rc<Self>, mut io: Io) {
             let left = self.left.replace(self.left.get() - 1);
-            let op = if left % 2 == 0 { Op::Write { fua: false } } else { Op::Read };
+            let op = if left.is_multiple_of(2) { Op::Write { fua: false } } else { Op::Read };
             if op != Op::Read {
                 self.memory.copy_from(&self.patterns[left as usize / 2 % 2]);
             }

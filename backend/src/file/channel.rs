@@ -25,7 +25,7 @@ const SYNC: u64 = u64::MAX;
 /// What is under way for an I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// Bytes move between the file and `Job::memory`.
+    /// Bytes move between the file and the I/O's memory, or what it is bounced through.
     Transfer,
     /// fallocate(2) over the whole range.
     Allocate(FallocateFlags),
@@ -37,9 +37,8 @@ enum Step {
 struct Job {
     io: Io,
     step: Step,
-    /// The I/O's own memory, or what it is bounced through.
-    memory: Sgl,
-    bounced: bool,
+    /// What memory that direct I/O does not take is bounced through.
+    bounce: Option<Sgl>,
     /// Bytes of the range that are done.
     at: u64,
     tries: u8,
@@ -120,18 +119,15 @@ impl FileChannel {
         let direct = self.volume.direct;
         let bounced = step == Step::Transfer
             && (io.op() == Op::Compare || direct.is_some_and(|align| !io.sgl().is_aligned(align)));
-        let memory = match step {
-            Step::Transfer if bounced => {
-                let len = io.sgl().len();
-                Buf::new(len.max(direct.unwrap_or(1))).sgl(0, len)
+        let bounce = bounced.then(|| {
+            let len = io.sgl().len();
+            let memory = Buf::new(len.max(direct.unwrap_or(1))).sgl(0, len);
+            if matches!(io.op(), Op::Write { .. }) {
+                memory.copy_from(io.sgl());
             }
-            Step::Transfer => io.sgl().clone(),
-            _ => Sgl::empty(),
-        };
-        if bounced && matches!(io.op(), Op::Write { .. }) {
-            memory.copy_from(io.sgl());
-        }
-        Job { io, step, memory, bounced, at: 0, tries: 0, revoked: false }
+            memory
+        });
+        Job { io, step, bounce, at: 0, tries: 0, revoked: false }
     }
 
     /// Hands the job's next operation to the ring.
@@ -147,9 +143,9 @@ impl FileChannel {
             match (job.step, job.io.op()) {
                 (Step::Transfer, Op::Write { .. }) => {
                     let dsync = self.is_durable(job);
-                    RingOp::Write { fd, offset, sgl: job.memory.clone(), skip, dsync }
+                    RingOp::Write { fd, offset, sgl: job.memory().clone(), skip, dsync }
                 }
-                (Step::Transfer, _) => RingOp::Read { fd, offset, sgl: job.memory.clone(), skip },
+                (Step::Transfer, _) => RingOp::Read { fd, offset, sgl: job.memory().clone(), skip },
                 (Step::Allocate(mode), _) => RingOp::Fallocate { fd, mode: mode.bits(), offset: start, len },
                 (Step::Zeroes, _) => {
                     let zeroes = self.zeroes.get_or_init(|| Buf::zeroed(ZEROES).sgl(0, ZEROES));
@@ -213,11 +209,11 @@ impl FileChannel {
     }
 
     fn end(self: &Rc<Self>, key: usize, result: IoResult) {
-        let Some(Job { io, step, .. }) = self.jobs.borrow_mut().try_remove(key) else { return };
+        let Some(Job { io, step, revoked, .. }) = self.jobs.borrow_mut().try_remove(key) else { return };
         let synced = step == Step::Transfer && self.volume.is_direct();
         let fua = matches!(io.op(), Op::Write { fua: true } | Op::WriteZeroes { fua: true, .. });
         if result.is_ok() && fua && !synced {
-            return self.sync(io);
+            return if revoked { io.complete(Err(IoError::Aborted)) } else { self.sync(io) };
         }
         io.complete(result);
     }
@@ -264,12 +260,17 @@ impl FileChannel {
 }
 
 impl Job {
+    /// What the kernel reads into or writes from.
+    fn memory(&self) -> &Sgl {
+        self.bounce.as_ref().unwrap_or(self.io.sgl())
+    }
+
     /// All bytes have moved.
     fn finish(&self) -> IoResult {
-        match self.io.op() {
-            Op::Read if self.bounced && self.revoked => return Err(IoError::Aborted),
-            Op::Read if self.bounced => self.io.sgl().copy_from(&self.memory),
-            Op::Compare if !self.io.sgl().same_bytes(&self.memory) => return Err(IoError::Miscompare),
+        match (self.io.op(), &self.bounce) {
+            (Op::Read, Some(_)) if self.revoked => return Err(IoError::Aborted),
+            (Op::Read, Some(bounce)) => self.io.sgl().copy_from(bounce),
+            (Op::Compare, _) if !self.io.sgl().same_bytes(self.memory()) => return Err(IoError::Miscompare),
             _ => {}
         }
         Ok(())

@@ -194,6 +194,17 @@ fn a_flush_that_waits_can_be_revoked() {
 }
 
 #[test]
+fn a_revoked_write_waits_for_no_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = FileVolume::open(None, &file(dir.path(), 65536), Options::default()).unwrap();
+    let user = User::new(&volume);
+    user.send(Op::WriteZeroes { deallocate: false, fua: true }, 0, 8, Sgl::empty());
+    user.sim.on(0, |_| user.channel.revoke(Scope::Origin(user.issuer.origin())));
+    assert!(user.sim.run_until(|| user.issuer.count() == 1));
+    assert_eq!(user.issuer.results()[0].1, Err(IoError::Aborted));
+}
+
+#[test]
 fn zeroes_are_written_where_the_file_cannot_zero_a_range() {
     let dir = tempfile::tempdir().unwrap();
     let volume = FileVolume::open(None, &file(dir.path(), 2 << 20), Options::default()).unwrap();
