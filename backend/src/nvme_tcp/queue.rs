@@ -17,8 +17,9 @@ use super::issued::{Ghost, Issued};
 use super::promise::Promise;
 use super::wire::{Agreed, Event, Framer, MAX_R2T, Violation};
 
-/// Payload of which at least this many bytes are still to come is received straight into the command's memory.
-pub(super) const DIRECT: usize = 16 << 10;
+/// Payload of which at least this many bytes are still to come is received straight into the command's memory. Measured:
+/// at 16 KiB the receives that this adds cost twice what the copy costs, at 128 KiB they cost no more.
+pub(super) const DIRECT: usize = 64 << 10;
 /// A command identifier: the slot below, how often it was used above, so that a late answer finds nobody.
 const SLOT_BITS: u32 = 12;
 /// Data of a Fabrics command that its capsule always has room for (NVMe/TCP 1.1, 3.3.1.1).

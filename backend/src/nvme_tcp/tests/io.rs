@@ -50,7 +50,7 @@ fn small_pieces_in_both_directions() {
 
 #[test]
 fn digests_and_alignment() {
-    let manner = Manner { cpda_z: 31, maxh2cdata: 8192, c2h: 24 << 10, ..Manner::default() };
+    let manner = Manner { cpda_z: 31, maxh2cdata: 8192, c2h: 72 << 10, ..Manner::default() };
     round_trips(manner, |c| (c.hdgst, c.ddgst) = (true, true));
 }
 
@@ -137,8 +137,8 @@ fn a_transient_status_is_tried_again() {
 #[test]
 fn damaged_data_is_read_again() {
     let world = World::new(Manner { success: false, ..Manner::default() }, |c| c.ddgst = true);
-    assert_eq!(world.one(0, write(0, &pattern(64 * BLOCK, 1))).0, Ok(()));
-    for blocks in [1, 64] {
+    assert_eq!(world.one(0, write(0, &pattern(256 * BLOCK, 1))).0, Ok(()));
+    for blocks in [1, 256] {
         let first = AtomicBool::new(true);
         let hook = move |peer: &mut Peer, sqe: &Sqe| {
             let bad = first.swap(false, SeqCst);
@@ -161,7 +161,7 @@ fn damaged_data_is_read_again() {
         };
         world.target.set(|m| m.io = Some(Arc::new(hook)));
         let (result, bytes) = world.one(0, read(0, blocks));
-        assert!(result.is_ok() && bytes == pattern(64 * BLOCK, 1)[..bytes.len()]);
+        assert!(result.is_ok() && bytes == pattern(256 * BLOCK, 1)[..bytes.len()]);
     }
     assert_eq!(world.target.shared.associations.load(SeqCst), 1, "not the connection's end");
 }

@@ -1,11 +1,14 @@
 //! I/O that is taken back: it ends at once, its memory is let go, and no old write lands over a new one.
 
+use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 
 use nvme_proto::Sqe;
 use nvme_proto::opcode::NvmOpcode;
+use nvme_proto::tcp::{CommonHdr, DataHdr, PduType, flags};
+use nvme_proto::zerocopy::{FromZeros, IntoBytes};
 
 use super::target::Peer;
 use super::*;
@@ -156,5 +159,47 @@ fn a_write_is_taken_back_while_the_kernel_has_its_memory() {
         old.iter().enumerate().all(|(i, b)| disk[i * b.len()..][..b.len()] == *b)
     });
     assert_eq!(world.one(0, write(0, &pattern(BLOCK, 9))).0, Ok(()), "the ghosts are gone");
+    assert_eq!(world.target.shared.associations.load(SeqCst), 1);
+}
+
+#[test]
+fn a_read_is_taken_back_while_its_data_comes() {
+    let (stall, stalled) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
+    let world = World::new(Manner::default(), |_| {});
+    let (theirs, told) = (stall.clone(), stalled.clone());
+    let data = pattern(512 * BLOCK, 1);
+    let sent = data.clone();
+    let hook = move |peer: &mut Peer, sqe: &Sqe| {
+        if sqe.nvm() != NvmOpcode::Read {
+            return false;
+        }
+        let mut header = DataHdr::new_zeroed();
+        let plen = 24 + sent.len() as u32;
+        let flags = flags::LAST_PDU | flags::SUCCESS;
+        header.ch = CommonHdr { pdu_type: PduType::C2hData, flags, hlen: 24, pdo: 24, plen };
+        (header.cccid, header.datal) = (sqe.cid, sent.len() as u32);
+        peer.stream.write_all(header.as_bytes()).unwrap();
+        let (first, rest) = sent.split_at(100_000);
+        peer.stream.write_all(first).unwrap();
+        told.store(true, SeqCst);
+        while theirs.load(SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        peer.stream.write_all(rest).unwrap();
+        true
+    };
+    world.target.set(|m| m.io = Some(Arc::new(hook)));
+    let memory = memory(&vec![0xaa; data.len()]);
+    let request = Request { op: Op::Read, lba: 0, blocks: 512, sgl: memory.clone() };
+    let answers = world.submit(0, vec![request]);
+    until("stalled", || {
+        stalled.load(SeqCst) && engine::testing::bytes(&memory)[..100_000] == data[..100_000]
+    });
+    world.revoke(0, Scope::All);
+    assert_eq!(answers.take(1)[0].1, ABORTED);
+    memory.zero(0, memory.len());
+    stall.store(false, SeqCst);
+    assert_eq!(world.one(0, bare(Op::Flush, 0, 0)).0, Ok(()));
+    assert!(engine::testing::bytes(&memory).iter().all(|&b| b == 0), "the rest went nowhere");
     assert_eq!(world.target.shared.associations.load(SeqCst), 1);
 }

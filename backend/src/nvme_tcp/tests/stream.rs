@@ -28,7 +28,7 @@ fn agreed(digests: bool) -> Agreed {
 /// A queue with two reads, a write of 16 KiB and a flush, all sent; and the memory of the reads.
 fn queue(digests: bool) -> (Queue, Batch, [Sgl; 2]) {
     let mut queue = Queue::new(agreed(digests), 32, 4096);
-    let reads = [1000, 40_000].map(|len| memory(&vec![0; len]));
+    let reads = [1000, 90_000].map(|len| memory(&vec![0; len]));
     for (opcode, way, sgl) in [
         (NvmOpcode::Read, Way::In, reads[0].clone()),
         (NvmOpcode::Read, Way::In, reads[1].clone()),
@@ -94,13 +94,13 @@ fn stream(digests: bool) -> Vec<Vec<u8>> {
         let h = R2t { ch: ch(PduType::R2t, 0), cccid: 2, ttag: 77, r2to: at, r2tl: len, reserved: 0 };
         pdu(digests, h.as_bytes().to_vec(), &[])
     };
-    let (a, b) = (pattern(1000, 1), pattern(40_000, 2));
+    let (a, b) = (pattern(1000, 1), pattern(90_000, 2));
     vec![
-        data(1, 0, &b[..30_000], 0),
+        data(1, 0, &b[..80_000], 0),
         r2t(0, 10_000),
         data(0, 0, &a, flags::LAST_PDU | flags::SUCCESS),
         r2t(10_000, 6384),
-        data(1, 30_000, &b[30_000..], flags::LAST_PDU),
+        data(1, 80_000, &b[80_000..], flags::LAST_PDU),
         response(3),
         response(1),
     ]
@@ -145,7 +145,7 @@ fn a_stream_may_be_cut_anywhere() {
             assert_eq!(ended.len(), 3);
             assert!(ended.iter().all(|(_, a)| a.status.is_success() && !a.damaged));
             assert!(engine::testing::bytes(&reads[0]) == pattern(1000, 1));
-            assert!(engine::testing::bytes(&reads[1]) == pattern(40_000, 2));
+            assert!(engine::testing::bytes(&reads[1]) == pattern(90_000, 2));
         }
     }
 }
