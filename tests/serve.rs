@@ -81,6 +81,8 @@ fn all_that_is_declared_outlives_a_kill() {
     let mut ledger = fill(&mut queue);
     let stats = grpc.namespace_stats("subsys0", "disk").unwrap();
     assert!(stats.write_ops_count >= 512 && stats.read_ops_count > 100, "{stats:?}");
+    let came_by = |controller: &str| grpc.controller_stats("subsys0", controller).unwrap().write_bytes_count;
+    assert_eq!((came_by("over-tcp"), came_by("over-pcie")), (stats.write_bytes_count, 0));
     drop((queue, controller));
 
     server.kill();

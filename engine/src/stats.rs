@@ -85,7 +85,8 @@ impl Default for ChannelStats {
 }
 
 impl ChannelStats {
-    pub(crate) fn record(&self, request: &Request, block_size: u32, ns: u64, result: &IoResult) {
+    /// Counts an operation that took `ns` nanoseconds. Only one thread calls this.
+    pub fn record(&self, request: &Request, block_size: u32, ns: u64, result: &IoResult) {
         let kind = Kind::of(request.op);
         let c = &self.kinds[kind as usize];
         if result.is_err() {
@@ -106,7 +107,7 @@ pub struct VolumeStats(Mutex<Vec<(usize, Arc<ChannelStats>)>>);
 
 impl VolumeStats {
     /// The counters for `shard`: the same for every channel that the volume ever has there.
-    pub(crate) fn open(&self, shard: usize) -> Arc<ChannelStats> {
+    pub fn open(&self, shard: usize) -> Arc<ChannelStats> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, stats)) = all.iter().find(|(s, _)| *s == shard) {
             return stats.clone();

@@ -184,7 +184,7 @@ impl DataPlane for Plane {
     }
 
     fn controller_counters(&self, subsystem: &str, controller: &str) -> PlaneResult<Counters> {
-        self.subsystem(subsystem)?.controller_counters(controller)
+        self.subsystem(subsystem)?.controller_counters(controller, &self.target)
     }
 
     fn create_remote(&self, remote: &str, config: &RemoteConfig) -> PlaneResult<()> {

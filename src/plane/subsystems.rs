@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::Volume;
+use frontend::tcp::Target;
 use frontend::vfio_user::{Handle, Options, Server, socket_path};
 use frontend::{Drain, MAX_NAMESPACES, Namespace, Subsystem};
 use nvme_proto::nqn::DISCOVERY_NQN;
@@ -246,12 +247,16 @@ impl SubsystemEntry {
         }
     }
 
-    pub(super) fn controller_counters(&self, name: &str) -> PlaneResult<Counters> {
-        match lock(&self.controllers).contains_key(name) {
-            true => {
-                refuse(Failure::Unsupported, "controllers are not counted in this version: namespaces are")
-            }
-            false => refuse(Failure::Precondition, format!("there is no controller {name}")),
+    /// What hosts did through a controller.
+    pub(super) fn controller_counters(&self, name: &str, target: &Target) -> PlaneResult<Counters> {
+        let counted = match lock(&self.controllers).get(name) {
+            Some(Exposed::Tcp(address)) => target.stats(*address, self.subsystem.nqn()),
+            Some(Exposed::Pcie { handle, .. }) => Some(handle.controller().stats().snapshot()),
+            None => None,
+        };
+        match counted {
+            Some(snapshot) => Ok(Counters::from(&snapshot)),
+            None => refuse(Failure::Precondition, format!("there is no controller {name}")),
         }
     }
 }

@@ -109,6 +109,14 @@ impl Grpc {
         Ok(stats?.stats.unwrap())
     }
 
+    /// Counters of a controller.
+    pub fn controller_stats(&self, subsystem: &str, id: &str) -> Result<opi::VolumeStats, Status> {
+        let name = format!("nvmeSubsystems/{subsystem}/nvmeControllers/{id}");
+        let stats =
+            self.wait(self.frontend().stats_nvme_controller(opi::StatsNvmeControllerRequest { name }));
+        Ok(stats?.stats.unwrap())
+    }
+
     /// A controller on a vfio-user socket.
     pub fn pcie_controller(&self, subsystem: &str, id: &str) -> Result<opi::NvmeController, Status> {
         let place =

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::subsystem::{Local, Subsystem, SubsystemError};
-use engine::Shard;
+use engine::{Shard, VolumeStats};
 use events::Events;
 use features::Features;
 use keep_alive::KeepAlive;
@@ -75,6 +75,11 @@ pub trait Port {
         None
     }
 
+    /// Where the controller's I/O is counted; by default nobody else counts there.
+    fn stats(&self) -> Arc<VolumeStats> {
+        Arc::default()
+    }
+
     /// The interrupt mask: INTMS and INTMC as they read.
     fn interrupt_mask(&self) -> u32 {
         0
@@ -114,9 +119,9 @@ impl Controller {
         host: Option<Host>,
         port: Box<dyn Port>,
     ) -> Result<Rc<Self>, SubsystemError> {
-        let home = shard.handle();
+        let (home, stats) = (shard.handle(), port.stats());
         let shared = subsystem.admit(config.cntlid, config.fabrics, |cntlid| {
-            Arc::new(Shared::new(cntlid, subsystem.clone(), host, home, config.max_io_queues))
+            Arc::new(Shared::new(cntlid, subsystem.clone(), host, home, config.max_io_queues, stats))
         })?;
         let controller = Rc::new(Controller {
             local: Local::of(subsystem, shard),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use engine::ShardHandle;
+use engine::{ShardHandle, VolumeStats};
 use nvme_proto::Nqn;
 
 use super::Controller;
@@ -62,6 +62,7 @@ pub struct Shared {
     /// A command came since the keep-alive timer looked.
     traffic: AtomicBool,
     ending: AtomicBool,
+    stats: Arc<VolumeStats>,
     queues: Mutex<Queues>,
 }
 
@@ -72,6 +73,7 @@ impl Shared {
         host: Option<Host>,
         home: ShardHandle,
         io_queues: u16,
+        stats: Arc<VolumeStats>,
     ) -> Self {
         Shared {
             cntlid,
@@ -81,6 +83,7 @@ impl Shared {
             io_queues: AtomicU16::new(io_queues),
             traffic: AtomicBool::new(false),
             ending: AtomicBool::new(false),
+            stats,
             queues: Mutex::default(),
         }
     }
@@ -98,6 +101,11 @@ impl Shared {
     /// The host, on fabrics.
     pub fn host(&self) -> Option<&Host> {
         self.host.as_ref()
+    }
+
+    /// What its hosts asked of its namespaces.
+    pub fn stats(&self) -> &VolumeStats {
+        &self.stats
     }
 
     /// The shard of its admin queue.

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use engine::mem::Sgl;
+use engine::stats::ChannelStats;
 use engine::{IoId, Origin, Scope, ShardHandle};
 use nvme_proto::{Sqe, Status};
 
@@ -38,6 +39,8 @@ pub struct Queue<T: Transport> {
     /// On the admin queue: who executes.
     controller: Option<Rc<Controller>>,
     slots: RefCell<Slots<T::Command>>,
+    /// The controller's counters on this shard.
+    stats: Arc<ChannelStats>,
     transport: T,
     closing: Cell<bool>,
     token: RefCell<Option<QueueToken>>,
@@ -70,6 +73,7 @@ impl<T: Transport> Queue<T> {
             shared: shared.clone(),
             controller,
             slots: RefCell::new(Slots::new(config.depth)),
+            stats: shared.stats().open(shard.id()),
             transport,
             closing: Cell::new(false),
             token: RefCell::default(),

@@ -167,6 +167,7 @@ impl<T: Transport> Queue<T> {
             let mut slots = self.slots.borrow_mut();
             let Some(slot) = slots.get(ticket) else { return };
             let Stage::Io(work) = &mut slot.stage else { return };
+            slot.sent = self.local.shard().now();
             work.next().map(|request| {
                 let id = IoId { origin: self.origin, tag: u64::from(ticket.slot) };
                 let mut io = slot.io.take().unwrap_or_else(|| Io::new(id));
@@ -259,6 +260,10 @@ impl<T: Transport> Issuer for Queue<T> {
         let (ticket, failed) = {
             let mut slots = self.slots.borrow_mut();
             let Some((ticket, slot)) = slots.of_io(cookie) else { return };
+            if let Stage::Io(work) = &slot.stage {
+                let took = self.local.shard().now().saturating_sub(slot.sent);
+                self.stats.record(io.request(), work.attachment.limits.block_size, took, &result);
+            }
             io.request_mut().sgl = Sgl::empty();
             slot.io = Some(io);
             let Stage::Io(work) = &slot.stage else { return };

@@ -61,6 +61,8 @@ pub(super) struct Slot<C> {
     pub command: Option<C>,
     /// Here unless it is with a volume.
     pub io: Option<Io>,
+    /// When the I/O went to its volume, on the shard's clock.
+    pub sent: u64,
     pub stage: Stage,
     seq: u32,
 }
@@ -90,7 +92,7 @@ impl<C> Slots<C> {
             Some(at) => at,
             None if self.all.len() < usize::from(self.depth) => {
                 let at = self.all.len() as u16;
-                self.all.push(Slot { sqe, command: None, io: None, stage: Stage::Free, seq: 0 });
+                self.all.push(Slot { sqe, command: None, io: None, sent: 0, stage: Stage::Free, seq: 0 });
                 at
             }
             None => return Err(command),
