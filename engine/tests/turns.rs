@@ -197,6 +197,33 @@ fn work_on_completions_does_not_keep_a_shard_from_looking_around() {
     shards.stop();
 }
 
+#[test]
+fn nor_do_messages() {
+    let shards = Shards::start(&Config::default()).unwrap();
+    let handle = shards.handles()[0].clone();
+    let (tell, told) = channel();
+    handle.run(move |shard| {
+        let counter = Counter { turns: Cell::new(0), shard: shard.clone(), takes_out: Cell::new(None) };
+        let counter = Rc::new(counter);
+        shard.add_poller(counter.clone());
+        shard.put_local(1, counter);
+        for left in (0..400).rev() {
+            let tell = tell.clone();
+            shard.handle().run(move |shard| {
+                let begin = Instant::now();
+                while begin.elapsed() < Duration::from_micros(100) {}
+                if left == 0 {
+                    let counter = shard.local::<Counter>(1).unwrap();
+                    tell.send(counter.turns.get()).unwrap();
+                }
+            });
+        }
+    });
+    let looks = told.recv().unwrap();
+    assert!(looks >= 10, "{looks} in 400 messages of 100 µs each");
+    shards.stop();
+}
+
 /// An object that keeps its shard, as channels do.
 struct Keeper(#[expect(dead_code, reason = "it is kept, and nothing more")] Shard, Sender<()>);
 

@@ -91,15 +91,21 @@ impl Inbox {
         drop(unseen);
     }
 
-    /// Runs what is there, up to a budget.
-    pub(super) fn run(&self, shard: &Shard) -> bool {
-        let mut any = false;
-        for _ in 0..256 {
+    /// Runs what is there, up to a budget of messages and time, and a few in any case.
+    pub(super) fn run(&self, shard: &Shard, until: u64) -> bool {
+        let mut ran = 0;
+        while ran < 256 {
             let Some(message) = self.take() else { break };
             message(shard);
-            any = true;
+            ran += 1;
+            if ran % 16 == 0 {
+                shard.tick();
+                if shard.now() >= until {
+                    break;
+                }
+            }
         }
-        any
+        ran > 0
     }
 
     pub(super) fn has_messages(&self) -> bool {

@@ -1,11 +1,14 @@
 //! A shard: one thread, its ring, its timers, its share of everything. Shards share no data-plane object; they send
 //! each other closures.
 
+mod batch;
 mod inbox;
 mod poller;
 mod run;
+mod sim;
 mod tasks;
 mod timers;
+mod turn;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -13,21 +16,17 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use batch::Batch;
 pub use inbox::ShardHandle;
 pub use poller::{Poller, PollerId, Wake};
-pub use run::{Config, Shards, Sim};
+pub use run::{Config, Shards};
+pub use sim::Sim;
 pub use tasks::Task;
 pub use timers::{OnTimer, TimerId};
 
 use crate::io::{Io, IoResult};
 use crate::ring::Ring;
 use crate::volume::{Channel, ChannelRef, WeakChannelRef};
-
-/// Completions of one turn, at most.
-const COMPLETIONS: usize = 4096;
-/// Nanoseconds after which a turn leaves the rest of them to the next, so that doorbells, sockets and timers are
-/// looked at in between.
-const TURN: u64 = 500_000;
 
 thread_local! {
     static CURRENT: RefCell<Option<Shard>> = const { RefCell::new(None) };
@@ -86,8 +85,8 @@ struct Inner {
     tasks: tasks::Tasks,
     pollers: poller::Pollers,
     completed: RefCell<VecDeque<(Io, IoResult)>>,
-    dirty: RefCell<Vec<Rc<dyn Channel>>>,
-    ends: RefCell<Vec<Rc<dyn TurnEnd>>>,
+    dirty: Batch<Rc<dyn Channel>>,
+    ends: Batch<Rc<dyn TurnEnd>>,
     channels: RefCell<HashMap<usize, WeakChannelRef>>,
     locals: RefCell<HashMap<u64, Rc<dyn Any>>>,
     /// When a poller last had work, or came.
@@ -111,8 +110,8 @@ impl Shard {
             tasks: tasks::Tasks::default(),
             pollers: poller::Pollers::default(),
             completed: RefCell::default(),
-            dirty: RefCell::default(),
-            ends: RefCell::default(),
+            dirty: Batch::default(),
+            ends: Batch::default(),
             channels: RefCell::default(),
             locals: RefCell::default(),
             polled: Cell::new(0),
@@ -148,12 +147,12 @@ impl Shard {
     /// Notes that `channel` has something to send at the end of this turn: its [`Channel::kick`] is called once for
     /// each call of this. Channels keep a flag of their own so that a batch notes itself once.
     pub fn dirty(&self, channel: Rc<dyn Channel>) {
-        self.0.dirty.borrow_mut().push(channel);
+        self.0.dirty.push(channel);
     }
 
     /// As [`Shard::dirty`], for what is no channel: a host's connection or completion queue with answers to send.
     pub fn at_turn_end(&self, target: Rc<dyn TurnEnd>) {
-        self.0.ends.borrow_mut().push(target);
+        self.0.ends.push(target);
     }
 
     /// Calls `target` with `cookie` in the first turn at or after `delay` from now.
@@ -214,97 +213,5 @@ impl Shard {
             channels.retain(|_, c| c.upgrade().is_some());
         }
         channels.insert(key, channel.downgrade());
-    }
-
-    fn tick(&self) {
-        self.0.now.set(self.0.clock.read());
-    }
-
-    /// Runs `f` as this shard.
-    fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
-        struct Leave(Option<Shard>);
-        impl Drop for Leave {
-            fn drop(&mut self) {
-                CURRENT.set(self.0.take());
-            }
-        }
-        let _leave = Leave(CURRENT.replace(Some(self.clone())));
-        f()
-    }
-
-    /// Lets go of all that the shard keeps, since much of that keeps the shard. Messages that it has not seen are
-    /// dropped, and those who wait for their answers hear that there is none.
-    fn close(&self) {
-        let shard = &self.0;
-        shard.inbox.close();
-        shard.tasks.clear();
-        shard.pollers.clear();
-        shard.timers.clear();
-        drop((shard.dirty.take(), shard.ends.take(), shard.locals.take(), shard.completed.take()));
-    }
-
-    /// One turn, without the wait at its end. Whether anything happened.
-    fn turn(&self) -> bool {
-        self.tick();
-        let mut busy = self.0.pollers.poll();
-        if busy {
-            self.0.polled.set(self.now());
-        }
-        busy |= self.0.ring.reap();
-        busy |= self.0.inbox.run(self);
-        busy |= self.0.timers.fire(self.now());
-        busy |= self.0.tasks.run();
-        // Completions make I/O, and I/O makes completions: what this batch adds runs in it too, up to a budget, so
-        // that a stack of layers costs one turn and a guest cannot hold one for ever.
-        let (mut budget, until) = (COMPLETIONS, self.now().saturating_add(TURN));
-        loop {
-            busy |= self.deliver(&mut budget, until);
-            if !self.kick() || budget == 0 {
-                break;
-            }
-        }
-        let ends = std::mem::take(&mut *self.0.ends.borrow_mut());
-        for end in ends {
-            end.turn_end();
-        }
-        busy |= self.0.ring.submit();
-        busy
-    }
-
-    /// Delivers what has completed, until the budget or the time is used up, and a few in any case.
-    fn deliver(&self, budget: &mut usize, until: u64) -> bool {
-        let mut any = false;
-        self.tick();
-        while *budget > 0 {
-            let Some((io, result)) = self.0.completed.borrow_mut().pop_front() else { break };
-            io.deliver(result);
-            *budget -= 1;
-            any = true;
-            // Some do the work of a microsecond, others encrypt a megabyte.
-            if budget.is_multiple_of(16) {
-                self.tick();
-                if self.now() >= until {
-                    *budget = 0;
-                }
-            }
-        }
-        any
-    }
-
-    /// Kicks what is dirty; whether completions are waiting afterwards.
-    fn kick(&self) -> bool {
-        let dirty = std::mem::take(&mut *self.0.dirty.borrow_mut());
-        for channel in dirty {
-            channel.kick();
-        }
-        !self.0.completed.borrow().is_empty()
-    }
-
-    fn has_work(&self) -> bool {
-        !self.0.completed.borrow().is_empty()
-            || !self.0.dirty.borrow().is_empty()
-            || !self.0.ends.borrow().is_empty()
-            || self.0.inbox.has_messages()
-            || self.0.tasks.has_ready()
     }
 }

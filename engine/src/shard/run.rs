@@ -1,8 +1,6 @@
-//! How shards run: each on a thread of its own in real time, or all on one thread in virtual time.
+//! How shards run: each on a thread of its own, in real time.
 
-use std::cell::Cell;
 use std::io;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -192,116 +190,6 @@ fn sleep(shard: &Shard, look: u64) {
     }
     inner.inbox.disarm();
     shard.tick();
-}
-
-/// Shards on the calling thread, in virtual time: deterministic, and hours pass in no time. For tests.
-pub struct Sim {
-    shards: Vec<Shard>,
-    now: Rc<Cell<u64>>,
-}
-
-impl Sim {
-    /// `n` shards.
-    ///
-    /// # Errors
-    /// Those of io_uring_setup(2).
-    pub fn new(n: usize) -> io::Result<Self> {
-        let now = Rc::new(Cell::new(0));
-        let shards = (0..n)
-            .map(|id| Ok(Shard::new(id, Clock::Virtual(now.clone()), Ring::new()?, Inbox::new(id)?)))
-            .collect::<io::Result<_>>()?;
-        Ok(Sim { shards, now })
-    }
-
-    /// How to reach each of them.
-    pub fn handles(&self) -> Vec<ShardHandle> {
-        self.shards.iter().map(Shard::handle).collect()
-    }
-
-    /// Virtual time since the start.
-    pub fn now(&self) -> Duration {
-        Duration::from_nanos(self.now.get())
-    }
-
-    /// Runs `f` as shard `id`, between turns.
-    pub fn on<R>(&self, id: usize, f: impl FnOnce(&Shard) -> R) -> R {
-        let shard = &self.shards[id];
-        shard.tick();
-        shard.enter(|| f(shard))
-    }
-
-    /// Takes turns until `done`, or until nothing can happen any more. Whether it is done.
-    pub fn run_until(&self, mut done: impl FnMut() -> bool) -> bool {
-        loop {
-            if done() {
-                return true;
-            }
-            let mut busy = false;
-            for shard in &self.shards {
-                busy |= shard.enter(|| shard.turn() || shard.has_work());
-            }
-            if busy {
-                continue;
-            }
-            // Real I/O first: it takes no virtual time.
-            if self.wait_for_kernel() {
-                continue;
-            }
-            let Some(next) = self.shards.iter().filter_map(|s| s.0.timers.first()).min() else {
-                return done();
-            };
-            self.now.set(self.now.get().max(next));
-        }
-    }
-
-    /// Waits until an operation of any shard ends; false if there is none, or none ends in a good while.
-    fn wait_for_kernel(&self) -> bool {
-        let timers = self.shards.iter().any(|s| s.0.timers.first().is_some());
-        // With timers pending the kernel's part may be one that waits for a peer: look briefly, then go on.
-        let patience = Duration::from_millis(if timers { 1 } else { 2000 });
-        let slice = Duration::from_micros(100);
-        let start = Instant::now();
-        while start.elapsed() < patience {
-            let mut waited = false;
-            for shard in self.shards.iter().filter(|s| s.0.ring.in_flight() > 0) {
-                waited = true;
-                let before = Instant::now();
-                shard.enter(|| shard.0.ring.wait(Some(slice)));
-                if before.elapsed() < slice {
-                    return true;
-                }
-            }
-            if !waited {
-                return false;
-            }
-        }
-        false
-    }
-
-    /// Lets `time` pass.
-    pub fn advance(&self, time: Duration) {
-        let until = self.now.get() + time.as_nanos() as u64;
-        struct Never;
-        impl super::OnTimer for Never {
-            fn on_timer(self: Rc<Self>, _cookie: u64) {}
-        }
-        if let Some(first) = self.shards.first() {
-            first.enter(|| {
-                first.tick();
-                first.timer(time, Rc::new(Never), 0)
-            });
-        }
-        self.run_until(|| self.now.get() >= until);
-    }
-}
-
-impl Drop for Sim {
-    fn drop(&mut self) {
-        for shard in &self.shards {
-            shard.enter(|| shard.0.ring.drain());
-        }
-        self.shards.iter().for_each(Shard::close);
-    }
 }
 
 #[cfg(test)]

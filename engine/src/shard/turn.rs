@@ -1,0 +1,100 @@
+//! A turn of a shard, and its end.
+
+use super::{CURRENT, Shard};
+
+/// Completions of one turn, at most.
+const COMPLETIONS: usize = 4096;
+/// Nanoseconds after which a turn leaves the rest of them to the next, so that doorbells, sockets and timers are
+/// looked at in between.
+const TURN: u64 = 500_000;
+
+impl Shard {
+    pub(super) fn tick(&self) {
+        self.0.now.set(self.0.clock.read());
+    }
+
+    /// Runs `f` as this shard.
+    pub(super) fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
+        struct Leave(Option<Shard>);
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                drop(CURRENT.replace(self.0.take()));
+            }
+        }
+        let _leave = Leave(CURRENT.replace(Some(self.clone())));
+        f()
+    }
+
+    /// Lets go of all that the shard keeps, since much of that keeps the shard. Messages that it has not seen are
+    /// dropped, and those who wait for their answers hear that there is none.
+    pub(super) fn close(&self) {
+        let shard = &self.0;
+        shard.inbox.close();
+        shard.tasks.clear();
+        shard.pollers.clear();
+        shard.timers.clear();
+        shard.dirty.each(drop);
+        shard.ends.each(drop);
+        drop((shard.locals.take(), shard.completed.take()));
+    }
+
+    /// One turn, without the wait at its end. Whether anything happened.
+    pub(super) fn turn(&self) -> bool {
+        self.tick();
+        let mut busy = self.0.pollers.poll();
+        if busy {
+            self.0.polled.set(self.now());
+        }
+        busy |= self.0.ring.reap();
+        let until = self.now().saturating_add(TURN);
+        busy |= self.0.inbox.run(self, until);
+        busy |= self.0.timers.fire(self.now());
+        busy |= self.0.tasks.run();
+        // Completions make I/O, and I/O makes completions: what this batch adds runs in it too, up to a budget, so
+        // that a stack of layers costs one turn and a guest cannot hold one for ever.
+        let mut budget = COMPLETIONS;
+        loop {
+            busy |= self.deliver(&mut budget, until);
+            if !self.kick() || budget == 0 {
+                break;
+            }
+        }
+        self.0.ends.each(|end| end.turn_end());
+        busy |= self.0.ring.submit();
+        busy
+    }
+
+    /// Delivers what has completed, until the budget or the time is used up, and a few in any case.
+    fn deliver(&self, budget: &mut usize, until: u64) -> bool {
+        let mut any = false;
+        self.tick();
+        while *budget > 0 {
+            let Some((io, result)) = self.0.completed.borrow_mut().pop_front() else { break };
+            io.deliver(result);
+            *budget -= 1;
+            any = true;
+            // Some do the work of a microsecond, others encrypt a megabyte.
+            if budget.is_multiple_of(16) {
+                self.tick();
+                if self.now() >= until {
+                    *budget = 0;
+                }
+            }
+        }
+        any
+    }
+
+    /// Kicks what is dirty; whether completions are waiting afterwards.
+    fn kick(&self) -> bool {
+        self.0.dirty.each(|channel| channel.kick());
+        !self.0.completed.borrow().is_empty()
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        !self.0.completed.borrow().is_empty()
+            || !self.0.dirty.is_empty()
+            || !self.0.ends.is_empty()
+            || self.0.inbox.has_messages()
+            || self.0.tasks.has_ready()
+    }
+}
