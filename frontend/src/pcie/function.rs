@@ -24,6 +24,9 @@ use crate::controller::{Config, Controller, Port};
 use crate::queue::{Queue, Reply, Ticket};
 use crate::subsystem::Subsystem;
 
+/// Turns with completions from one look at the guest's memory to the next: whether its files are whole.
+const CONDEMNED_EVERY: u32 = 64;
+
 /// Which of the function's regions is accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Space {
@@ -69,6 +72,8 @@ pub(crate) struct Function {
     ending: Cell<bool>,
     /// An error that the host will be told of then.
     event: Cell<Option<ErrorInfo>>,
+    /// Turns that ended with completions.
+    turns: Cell<u32>,
     /// Nobody is there to be answered.
     deaf: Cell<bool>,
     /// CSTS.CFS: nothing is fetched any more.
@@ -131,6 +136,7 @@ impl Function {
             poller: Cell::new(None),
             ending: Cell::new(false),
             event: Cell::new(None),
+            turns: Cell::new(0),
             deaf: Cell::new(true),
             failed: Cell::new(false),
             ended: Cell::new(false),
@@ -169,7 +175,10 @@ impl Function {
         self.deaf.set(true);
         self.messages.replace(None);
         self.interrupts.clear();
-        self.reset(Duration::MAX).await;
+        while !self.reset(Duration::from_secs(10)).await {
+            let controller = self.controller().shared();
+            tracing::warn!(?controller, "I/O of a host that has gone does not end; no other host is let in");
+        }
         self.memory.replace(GuestMemory::default());
     }
 
@@ -209,6 +218,14 @@ impl Function {
             queue.transport().blind.set(false);
         }
         self.drain_completions();
+    }
+
+    /// A host that truncates a file under its memory reads and writes nothing any more, and its controller has failed.
+    fn check_memory(&self) {
+        if !self.failed.get() && self.memory.borrow().regions().iter().any(|region| region.is_condemned()) {
+            tracing::warn!(controller = ?self.controller().shared(), "the file behind guest memory was truncated");
+            self.fail();
+        }
     }
 
     /// Whether a queue can be there.
@@ -630,6 +647,10 @@ impl TurnEnd for Function {
         self.ending.set(false);
         if let Some(info) = self.event.take() {
             self.controller().error_event(info);
+        }
+        self.turns.set(self.turns.get().wrapping_add(1));
+        if self.turns.get().is_multiple_of(CONDEMNED_EVERY) {
+            self.check_memory();
         }
         if !self.interrupts.uses_msix() {
             return self.update_pin();

@@ -189,4 +189,28 @@ mod tests {
         assert_eq!(walk.advance(&m, &mut runs), Ok(Step::Done));
         assert_eq!(runs.as_slice(), [run(0x1000, 4096), run(0x4000, 4096), run(0x8000, 4096)]);
     }
+
+    #[test]
+    fn g79_whatever_lists_say_the_walk_ends_with_the_bytes_asked_or_a_status() {
+        let m = memory(0x20000);
+        let mut next = random(79);
+        let mut good = 0;
+        for _ in 0..20_000 {
+            // Few pages, so that lists name themselves, each other, and data.
+            let mut address = || match next() % 8 {
+                0 => next(),
+                1 => (next() % 0x20000) & !7,
+                2 => (next() % 0x20 * 0x1000) | 0xff8,
+                _ => next() % 0x20 * 0x1000,
+            };
+            let (at, entry, prp1, prp2) = (address() % 0x1fff8, address(), address(), address());
+            store(&m, at, &[entry]);
+            let len = (next() % (600 * 4096)) as usize;
+            if let Ok(runs) = walk(&m, prp1, prp2, len) {
+                assert_eq!(runs.iter().map(|r| r.len).sum::<usize>(), len);
+                good += 1;
+            }
+        }
+        assert!(good > 100, "{good}");
+    }
 }

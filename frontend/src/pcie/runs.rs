@@ -119,6 +119,7 @@ pub(crate) trait Walk {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 pub(crate) mod testing {
     use super::*;
     use engine::mem::{Mapping, Region};
@@ -135,6 +136,17 @@ pub(crate) mod testing {
     pub fn store(memory: &GuestMemory, gpa: u64, words: &[u64]) {
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         memory.write(gpa, &bytes).unwrap();
+    }
+
+    /// A generator of numbers (xorshift) that are the same in each run.
+    pub fn random(seed: u64) -> impl FnMut() -> u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        }
     }
 
     pub fn run(gpa: u64, len: usize) -> Run {

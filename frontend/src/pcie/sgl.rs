@@ -231,4 +231,26 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn g80_whatever_segments_say_the_walk_ends_with_the_bytes_asked_or_a_status() {
+        let m = memory(0x10000);
+        let mut next = random(80);
+        let mut good = 0;
+        for _ in 0..20_000 {
+            let mut any = || {
+                let kind = SglType((next() % 5) as u8);
+                let length = if kind == SEGMENT || kind == LAST { next() % 4 * 16 } else { next() % 512 };
+                d(kind, next() % 0x40 * 16, length as u32)
+            };
+            let (first, one) = (any(), any());
+            put(&m, next() % 0x40 * 16, &[one]);
+            let len = 1 + (next() % 512) as usize;
+            if let Ok(runs) = walk(&m, first, len) {
+                assert_eq!(runs.iter().map(|r| r.len).sum::<usize>(), len);
+                good += 1;
+            }
+        }
+        assert!(good > 10, "{good}");
+    }
 }

@@ -227,6 +227,7 @@ impl<'a> Session<'a> {
             }
         };
         if !self.function.add_region(region.clone()) {
+            mapper::run(&self.function.shard, move || drop(region)).await;
             return Err(Errno::EEXIST);
         }
         self.maps.borrow_mut().push(region);
