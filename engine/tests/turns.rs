@@ -301,6 +301,34 @@ fn objects_may_use_the_shard_while_they_go() {
 }
 
 #[test]
+fn a_task_may_be_woken_from_another_thread() {
+    let shards = Shards::start(&Config { spin: Duration::ZERO, ..Config::default() }).unwrap();
+    let (tell, told) = channel();
+    let (wakers, woken) = channel();
+    shards.handles()[0].run(move |shard| {
+        let mut left = 3;
+        let wait = std::future::poll_fn(move |cx| {
+            left -= 1;
+            wakers.send(cx.waker().clone()).unwrap();
+            if left == 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        });
+        shard
+            .spawn(async move {
+                wait.await;
+                tell.send(()).unwrap()
+            })
+            .detach();
+    });
+    for waker in woken.iter().take(2) {
+        // By now or soon the shard is asleep.
+        std::thread::sleep(Duration::from_millis(5));
+        waker.wake();
+    }
+    assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(()));
+    shards.stop();
+}
+
+#[test]
 fn objects_of_a_shard_are_found_by_key_and_type() {
     let sim = Sim::new(2).unwrap();
     sim.on(0, |shard| shard.put_local(7, Rc::new("seven")));

@@ -17,12 +17,23 @@ type Message = Box<dyn FnOnce(&Shard) + Send>;
 pub struct ShardHandle {
     id: usize,
     to: Sender<Message>,
-    wake: Arc<Bell>,
+    bell: Arc<Bell>,
 }
 
-struct Bell {
+/// Wakes the shard, if it sleeps.
+pub(super) struct Bell {
     asleep: AtomicBool,
     event: Fd,
+}
+
+impl Bell {
+    /// After something was put where the shard looks before it sleeps.
+    pub(super) fn ring(&self) {
+        fence(Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            let _ = nix::unistd::write(&self.event, &1u64.to_ne_bytes());
+        }
+    }
 }
 
 impl ShardHandle {
@@ -33,12 +44,8 @@ impl ShardHandle {
 
     /// Runs `f` on the shard in its next turn; after the shard stopped, never.
     pub fn run(&self, f: impl FnOnce(&Shard) + Send + 'static) {
-        if self.to.send(Box::new(f)).is_err() {
-            return;
-        }
-        fence(Ordering::SeqCst);
-        if self.wake.asleep.swap(false, Ordering::SeqCst) {
-            let _ = nix::unistd::write(&self.wake.event, &1u64.to_ne_bytes());
+        if self.to.send(Box::new(f)).is_ok() {
+            self.bell.ring();
         }
     }
 
@@ -63,19 +70,19 @@ pub(super) struct Inbox {
     to: Sender<Message>,
     /// A message taken while looking whether there is one.
     next: Cell<Option<Message>>,
-    wake: Arc<Bell>,
+    bell: Arc<Bell>,
 }
 
 impl Inbox {
     pub(super) fn new(id: usize) -> std::io::Result<Self> {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (to, from) = channel();
-        let wake = Arc::new(Bell { asleep: AtomicBool::new(false), event: Arc::new(event.into()) });
-        Ok(Inbox { id, from: RefCell::new(Some(from)), to, next: Cell::new(None), wake })
+        let bell = Arc::new(Bell { asleep: AtomicBool::new(false), event: Arc::new(event.into()) });
+        Ok(Inbox { id, from: RefCell::new(Some(from)), to, next: Cell::new(None), bell })
     }
 
     pub(super) fn handle(&self) -> ShardHandle {
-        ShardHandle { id: self.id, to: self.to.clone(), wake: self.wake.clone() }
+        ShardHandle { id: self.id, to: self.to.clone(), bell: self.bell.clone() }
     }
 
     fn take(&self) -> Option<Message> {
@@ -115,19 +122,23 @@ impl Inbox {
         any
     }
 
-    /// The descriptor that becomes readable when a message comes for a sleeping shard.
-    pub(super) fn bell(&self) -> Fd {
-        self.wake.event.clone()
+    pub(super) fn bell(&self) -> &Arc<Bell> {
+        &self.bell
+    }
+
+    /// The descriptor that becomes readable when the bell rings.
+    pub(super) fn event(&self) -> Fd {
+        self.bell.event.clone()
     }
 
     /// Before the last look: from now on messages ring the bell.
     pub(super) fn arm(&self) {
-        self.wake.asleep.store(true, Ordering::SeqCst);
+        self.bell.asleep.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
 
     /// A ring of the bell may still be on its way: the shard's ring silences it whenever it comes.
     pub(super) fn disarm(&self) {
-        self.wake.asleep.store(false, Ordering::SeqCst);
+        self.bell.asleep.store(false, Ordering::SeqCst);
     }
 }

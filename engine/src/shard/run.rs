@@ -128,7 +128,7 @@ fn make(id: usize, cpu: Option<usize>, zero: Instant) -> io::Result<Shard> {
 /// The life of a shard's thread.
 fn work(shard: &Shard, config: &Config, usage: &Usage) {
     let (spin, look) = (config.spin.as_nanos() as u64, config.look.as_nanos() as u64);
-    shard.0.ring.watch(shard.0.inbox.bell());
+    shard.0.ring.watch(shard.0.inbox.event());
     shard.enter(|| {
         let mut idle_since = shard.now();
         while !shard.0.stopping.get() {

@@ -4,17 +4,26 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 
 use slab::Slab;
 
+use super::inbox::Bell;
+
 type Boxed = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Tasks that were woken. Wakers may in principle be called from other threads, so the list is locked; a shard that
-/// sleeps is not woken by it: what wakes a task runs in a turn.
-#[derive(Default)]
-struct Ready(Mutex<Vec<usize>>);
+/// Tasks that were woken, from this thread or another.
+struct Ready {
+    keys: Mutex<Vec<usize>>,
+    bell: Arc<Bell>,
+}
+
+impl Ready {
+    fn keys(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 struct TaskWaker {
     key: usize,
@@ -23,7 +32,8 @@ struct TaskWaker {
 
 impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
-        self.ready.0.lock().unwrap_or_else(PoisonError::into_inner).push(self.key);
+        self.ready.keys().push(self.key);
+        self.ready.bell.ring();
     }
 }
 
@@ -35,7 +45,6 @@ enum Slot {
     Cancelled,
 }
 
-#[derive(Default)]
 struct Inner {
     /// With the sequence number of the task, since slots are used again.
     slots: RefCell<Slab<(u64, Slot)>>,
@@ -43,7 +52,6 @@ struct Inner {
     ready: Arc<Ready>,
 }
 
-#[derive(Default)]
 pub(super) struct Tasks(Rc<Inner>);
 
 /// A running future; dropping it ends the future at its next await point.
@@ -77,6 +85,12 @@ impl Drop for Task {
 }
 
 impl Tasks {
+    /// None yet; the bell is that of their shard.
+    pub(super) fn new(bell: &Arc<Bell>) -> Self {
+        let ready = Arc::new(Ready { keys: Mutex::default(), bell: bell.clone() });
+        Tasks(Rc::new(Inner { slots: RefCell::default(), seq: Cell::new(0), ready }))
+    }
+
     pub(super) fn spawn(&self, future: Boxed) -> Task {
         let mut slots = self.0.slots.borrow_mut();
         let entry = slots.vacant_entry();
@@ -94,11 +108,11 @@ impl Tasks {
     }
 
     pub(super) fn has_ready(&self) -> bool {
-        !self.0.ready.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self.0.ready.keys().is_empty()
     }
 
     pub(super) fn run(&self) -> bool {
-        let ready = std::mem::take(&mut *self.0.ready.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let ready = std::mem::take(&mut *self.0.ready.keys());
         let any = !ready.is_empty();
         for key in ready {
             self.poll(key);
