@@ -68,6 +68,9 @@ impl Batch {
     pub fn fill(&mut self, queue: &mut Queue) {
         self.used = 0;
         self.bytes = 0;
+        if !self.heads.is_unique() {
+            self.heads = Buf::new(HEADS);
+        }
         while self.used + LARGEST_HEAD <= HEADS && self.bytes < FULL && self.parts.len() < MAX_RUNS {
             let Some(item) = queue.outbox.pop_front() else { break };
             match item {

@@ -69,6 +69,9 @@ impl NamespaceChannel {
 
     /// Tells the lane that something is parked.
     pub fn wake(&self) {
+        if self.lane.is_closed() {
+            return self.close();
+        }
         let there = self.elsewhere.borrow().clone();
         if let Some(there) = there {
             let parked = std::mem::take(&mut *self.parked.borrow_mut());

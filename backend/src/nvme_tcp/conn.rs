@@ -10,22 +10,16 @@ use engine::mem::{Buf, Sgl};
 use engine::ring::{Completion, Fd, OpId, RingClient, RingOp};
 use engine::{Channel, Io, IoError, Scope, Shard};
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType, send, setsockopt, shutdown, socket,
-    sockopt,
-};
+use nix::sys::socket::{Shutdown, shutdown};
 use nvme_proto::Sqe;
-use nvme_proto::tcp::{CommonHdr, PduType, TermReq};
-use nvme_proto::zerocopy::{FromZeros, IntoBytes};
 
 use super::batch::Batch;
-use super::config::Config;
+use super::dial::terminate;
 use super::issued::Issued;
 use super::lane::Lane;
 use super::promise::Promise;
 use super::queue::{Answer, Owner, Place, Queue, Taken, Way};
 use super::reason::Reason;
-use super::wire::{self, Agreed, Violation};
 
 /// Bytes received at once, when they are to be copied.
 const RECEIVE: usize = 64 << 10;
@@ -35,73 +29,6 @@ const EINTR: i32 = Errno::EINTR as i32;
 
 const RX: u64 = 0;
 const TX: u64 = 1;
-
-/// Opens a socket and agrees on digests (NVMe/TCP 1.1, 3.2.1: ICReq and ICResp).
-pub(super) async fn dial(shard: &Shard, config: &Config) -> Result<(Fd, Agreed), Reason> {
-    let (addr, hdgst, ddgst) = (config.address, config.hdgst, config.ddgst);
-    let patience = Some(config.kato).filter(|kato| !kato.is_zero());
-    let family = if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)
-        .map_err(|e| Reason::socket("socket", &e.into()))?;
-    let _ = setsockopt(&fd, sockopt::TcpNoDelay, &true);
-    if let Some(patience) = patience {
-        // Keep Alive watches the admin queue alone: the kernel watches every connection.
-        let seconds = u32::try_from(patience.as_secs()).unwrap_or(u32::MAX).max(1);
-        let _ = setsockopt(&fd, sockopt::TcpUserTimeout, &seconds.saturating_mul(1000));
-        let _ = setsockopt(&fd, sockopt::KeepAlive, &true);
-        let _ = setsockopt(&fd, sockopt::TcpKeepIdle, &seconds);
-        let _ = setsockopt(&fd, sockopt::TcpKeepInterval, &1);
-    }
-    let guard = Hang(Fd::new(fd));
-    let fd = guard.0.clone();
-    let done = shard.ring().run(RingOp::Connect { fd: fd.clone(), addr }).await;
-    done.result.map_err(|e| Reason::socket("connect", &e))?;
-    let req = Buf::new(128).sgl(0, 128);
-    req.copy_in(0, wire::ic_req(hdgst, ddgst).as_bytes());
-    let mut skip = 0;
-    while skip < 128 {
-        let op = RingOp::Send { fd: fd.clone(), sgls: vec![req.clone()], skip };
-        skip += shard.ring().run(op).await.result.map_err(|e| Reason::socket("send", &e))? as usize;
-    }
-    let resp = Buf::zeroed(128).sgl(0, 128);
-    let mut bytes = [0; 128];
-    let mut have = 0;
-    while have < 128 {
-        let op = RingOp::Receive { fd: fd.clone(), sgl: resp.clone(), skip: have };
-        let n = shard.ring().run(op).await.result.map_err(|e| Reason::socket("receive", &e))? as usize;
-        have += n;
-        resp.copy_out(0, &mut bytes);
-        if n == 0 || (have > 0 && bytes[0] == PduType::C2hTermReq.0) {
-            return Err(Reason::Hung);
-        }
-    }
-    let agreed = wire::ic_resp(&bytes, hdgst, ddgst).map_err(|v| {
-        terminate(&fd, &v);
-        Reason::Violation(v.what)
-    })?;
-    std::mem::forget(guard);
-    Ok((fd, agreed))
-}
-
-/// Shuts a socket when a task that was connecting it ends early, so that the kernel lets go of it.
-struct Hang(Fd);
-
-impl Drop for Hang {
-    fn drop(&mut self) {
-        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
-    }
-}
-
-/// Tells the controller what it did wrong, if the socket takes it at once.
-fn terminate(fd: &Fd, violation: &Violation) {
-    let mut pdu = TermReq::new_zeroed();
-    pdu.ch = CommonHdr { pdu_type: PduType::H2cTermReq, flags: 0, hlen: 24, pdo: 0, plen: 24 };
-    pdu.fes = violation.fes;
-    let fei = violation.fei.to_le_bytes();
-    pdu.fei_lo = u16::from_le_bytes([fei[0], fei[1]]);
-    pdu.fei_hi = u16::from_le_bytes([fei[2], fei[3]]);
-    let _ = send(fd.as_raw_fd(), pdu.as_bytes(), MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
-}
 
 /// A connection after ICResp.
 pub(super) struct Conn {

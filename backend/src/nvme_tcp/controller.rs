@@ -9,7 +9,8 @@ use nvme_proto::register::{Cap, Cc, Csts, offset};
 
 use super::admin;
 use super::config::Config;
-use super::conn::{Conn, dial};
+use super::conn::Conn;
+use super::dial::dial;
 use super::promise::within;
 use super::queue::Queue;
 use super::reason::Reason;

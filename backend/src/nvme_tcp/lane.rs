@@ -10,7 +10,8 @@ use engine::{Shard, ShardHandle, Task};
 
 use super::admin;
 use super::channel::NamespaceChannel;
-use super::conn::{Conn, dial};
+use super::conn::Conn;
+use super::dial::dial;
 use super::issued::{Ghost, Issued};
 use super::promise::within;
 use super::queue::{Answer, Queue};
@@ -218,9 +219,10 @@ impl Lane {
             Some(Err(reason)) => return self.give_up(reason),
             None => return self.give_up(Reason::Timeout("connecting an I/O queue")),
         };
-        if self.tainted.replace(false) && association.fence > self.shard.now() {
-            let rest = association.fence - self.shard.now();
+        if self.tainted.get() {
+            let rest = association.fence.saturating_sub(self.shard.now());
             self.shard.sleep(Duration::from_nanos(rest)).await;
+            self.tainted.set(false);
         }
         let ghosts = std::mem::take(&mut *self.ghosts.borrow_mut());
         ghosts.iter().for_each(|ghost| self.ghost_gone(ghost));

@@ -8,7 +8,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | `wire`, `queue`, `batch` | the protocol, sans I/O: PDUs, command identifiers, what to send |
-//! | `conn`, `admin`, `controller` | a connection; commands of control sequences; from the socket to CSTS.RDY |
+//! | `dial`, `conn`, `admin`, `controller` | the handshake; a connection; commands of control sequences; from the socket to CSTS.RDY |
 //! | `session`, `scan`, `identity` | the life of an association; what the controller says of itself |
 //! | `discover` | questions to a controller outside any remote |
 //! | `lane`, `channel`, `issued`, `ghosts`, `status` | the path of every I/O |
@@ -36,6 +36,7 @@ mod channel;
 mod config;
 mod conn;
 mod controller;
+mod dial;
 mod discover;
 mod ghosts;
 mod identity;

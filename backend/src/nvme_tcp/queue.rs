@@ -139,9 +139,8 @@ pub(super) struct Queue {
     receiving: Option<(u16, bool)>,
     /// Commands that ended, for the connection to tell their owners.
     pub ended: VecDeque<(Owner, Answer)>,
-    /// Reads in flight: of [`DIRECT`] bytes and more, and smaller ones.
-    large: u32,
-    small: u32,
+    /// Reads of [`DIRECT`] bytes and more that are out.
+    large: usize,
 }
 
 impl Queue {
@@ -160,7 +159,6 @@ impl Queue {
             receiving: None,
             ended: VecDeque::new(),
             large: 0,
-            small: 0,
         }
     }
 
@@ -185,8 +183,8 @@ impl Queue {
         let inline = way == Way::Out && len <= room && len > 0;
         sqe.cid = cid;
         sqe.set_sgl(if inline { SglDescriptor::in_capsule(len) } else { SglDescriptor::transport(len) });
-        if way == Way::In {
-            self.count_read(len, true);
+        if way == Way::In && len as usize >= DIRECT {
+            self.large = self.large.saturating_add(1);
         }
         self.orders = self.orders.saturating_add(1);
         if let Some(slot) = self.slots.get_mut(usize::from(index)) {
@@ -210,11 +208,6 @@ impl Queue {
         self.outbox.push_back(Item::Capsule(cid));
     }
 
-    fn count_read(&mut self, len: u32, more: bool) {
-        let count = if len as usize >= DIRECT { &mut self.large } else { &mut self.small };
-        *count = if more { count.saturating_add(1) } else { count.saturating_sub(1) };
-    }
-
     /// The command of an identifier.
     pub fn command(&mut self, cid: u16) -> Option<&mut Command> {
         let index = cid & ((1 << SLOT_BITS) - 1);
@@ -236,8 +229,8 @@ impl Queue {
         let slot = self.slots.get_mut(usize::from(index))?;
         let command = slot.command.take_if(|c| c.cid == cid)?;
         self.free.push_back(index);
-        if command.way == Way::In {
-            self.count_read(command.len, false);
+        if command.way == Way::In && command.len as usize >= DIRECT {
+            self.large = self.large.saturating_sub(1);
         }
         Some(command)
     }
@@ -254,7 +247,8 @@ impl Queue {
     /// How many bytes to receive next: when only large reads are out, a header alone, so that their payload need not
     /// be copied.
     pub fn window(&self, most: usize) -> usize {
-        if self.large > 0 && self.small == 0 && self.framer.at_header() {
+        let out = self.slots.len().saturating_sub(self.free.len());
+        if self.large > 0 && out == self.large && self.framer.at_header() {
             super::wire::HEADER.saturating_add(self.agreed.hdgst()).min(most)
         } else {
             most
