@@ -37,11 +37,17 @@ const WINDOW: usize = 64 << 10;
 /// A reply to DMA_READ or DMA_WRITE, without its header.
 type Answer = Option<Vec<u8>>;
 
+/// A question that was not answered yet.
+struct Asked {
+    command: Command,
+    to: oneshot::Sender<Vec<u8>>,
+}
+
 /// What a client is asked.
 pub(super) struct Dma {
     socket: Rc<Socket>,
     next: Cell<u16>,
-    asked: RefCell<HashMap<u16, (Command, oneshot::Sender<Vec<u8>>)>>,
+    asked: RefCell<HashMap<u16, Asked>>,
     /// Bytes of data that the client takes in one message.
     pub max_data: Cell<usize>,
     count: Cell<Option<Count>>,
@@ -98,7 +104,7 @@ impl Dma {
             let ids = (0..=u16::MAX).map(|i| self.next.get().wrapping_add(i));
             let id = ids.into_iter().find(|id| !asked.contains_key(id)).filter(|_| !self.closed.get())?;
             self.next.set(id.wrapping_add(1));
-            asked.insert(id, (command, to));
+            asked.insert(id, Asked { command, to });
             let body: Vec<&[u8]> = [access.as_bytes()].into_iter().chain(after.iter().copied()).collect();
             self.socket.send(Header::command(id, command, &body), Vec::new());
         }
@@ -123,9 +129,9 @@ impl Dma {
     /// A reply came. What answers no question is passed over.
     pub fn reply(&self, message: Message) {
         let known = self.asked.borrow_mut().remove(&message.header.id);
-        let Some((_, to)) = known.filter(|(command, _)| *command == message.header.command) else { return };
+        let Some(asked) = known.filter(|asked| asked.command == message.header.command) else { return };
         if !message.header.is_error() {
-            to.send(message.body);
+            asked.to.send(message.body);
         }
     }
 

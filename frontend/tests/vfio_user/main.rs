@@ -1,7 +1,9 @@
 //! A controller over vfio-user as a host sees it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod client;
 mod parked;
+mod peer;
 mod rig;
 mod slow;
 
