@@ -7,15 +7,12 @@ use std::time::Instant;
 
 use engine::{ChannelRef, Io, IoId, IoResult, Issuer, Op, Origin, Request, ShardHandle, Volume};
 
-/// Tells a thread how a flush ended, and holds the channel until then.
-struct Told {
-    number: usize,
-    to: Sender<(usize, IoResult)>,
-}
+/// Tells a thread how a flush ended.
+struct Told(Sender<IoResult>);
 
 impl Issuer for Told {
     fn resume(self: Rc<Self>, _io: Io, _cookie: u64, result: IoResult) {
-        let _ = self.to.send((self.number, result));
+        let _ = self.0.send(result);
     }
 }
 
@@ -31,14 +28,14 @@ pub(super) fn all(shards: &[ShardHandle], volumes: impl Iterator<Item = Arc<dyn 
         shard.run(move |shard| {
             let mut io = Io::new(IoId { origin: Origin::new(), tag: 0 });
             *io.request_mut() = Request { op: Op::Flush, ..Request::default() };
-            io.forward(&ChannelRef::open(&volume, shard), Rc::new(Told { number, to }), 0);
+            io.forward(&ChannelRef::open(&volume, shard), Rc::new(Told(to)), 0);
         });
     }
     drop(to);
     while waiting > 0 {
         match answers.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok((_, Ok(()))) => {}
-            Ok((_, Err(error))) => tracing::error!(%error, "a volume could not be flushed"),
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "a volume could not be flushed"),
             Err(_) => return tracing::warn!(volumes = waiting, "gave up waiting for flushes"),
         }
         waiting -= 1;

@@ -4,6 +4,8 @@ mod convert;
 mod flush;
 mod remotes;
 mod subsystems;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,211 @@
+use super::*;
+use std::path::PathBuf;
+
+use crate::control::plane::Endpoint;
+use engine::{Config, Shards};
+use host::{Kind, Queue, vfio_user};
+use middleend::{FaultVolume, Faults};
+
+/// A data plane on two shards, with directories of its own.
+struct House {
+    plane: Plane,
+    shards: Shards,
+    dir: tempfile::TempDir,
+}
+
+impl House {
+    fn new() -> Self {
+        let shards = Shards::start(&Config { cpus: vec![None; 2], ..Config::default() }).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            aio_dir: Some(dir.path().join("aio")),
+            ctrlr_dir: dir.path().join("ctrlr"),
+            socket_mode: 0o600,
+            socket_group: None,
+            doorbells: Doorbells::Trapped,
+        };
+        std::fs::create_dir(dir.path().join("aio")).unwrap();
+        let plane = Plane::new(settings, shards.handles()).unwrap();
+        House { plane, shards, dir }
+    }
+
+    fn socket(&self, directory: &str) -> PathBuf {
+        self.dir.path().join("ctrlr").join(directory).join("cntrl")
+    }
+
+    fn subsystem(&self, name: &str) {
+        self.plane.create_subsystem(name, &subsystem(name)).unwrap();
+    }
+
+    fn show(&self, name: &str, volume: Arc<dyn Volume>) {
+        self.plane.add_namespace(name, &namespace(1, volume)).unwrap();
+    }
+
+    fn end(self) {
+        self.plane.shut_down(Duration::from_secs(5));
+        self.shards.stop();
+    }
+}
+
+fn subsystem(name: &str) -> SubsystemConfig {
+    SubsystemConfig {
+        nqn: format!("nqn.2024-01.com.example:{name}"),
+        serial: "1".into(),
+        model: "Isthmus".into(),
+        max_namespaces: None,
+        hostnqn: None,
+    }
+}
+
+fn namespace(nsid: u32, volume: Arc<dyn Volume>) -> NamespaceConfig {
+    NamespaceConfig { nsid, uuid: [nsid as u8; 16], nguid: [0; 16], eui64: [0; 8], volume }
+}
+
+fn controller(endpoint: Endpoint) -> ControllerConfig {
+    ControllerConfig { endpoint, cntlid: None, io_queues: None }
+}
+
+/// Writes a block as a host does.
+fn write(socket: &Path) {
+    let options = vfio_user::Options { max_transfer: 4096, queues: 1, depth: 1 };
+    let mut host = vfio_user::Controller::connect(socket, options).unwrap();
+    let mut queue = host.io_queue(1).unwrap();
+    queue.submit(0, host::Command { kind: Kind::Write { fua: false }, lba: 3, blocks: 1 }).unwrap();
+    let mut done = Vec::new();
+    while done.is_empty() {
+        queue.poll(&mut done).unwrap();
+    }
+    assert!(done[0].status.is_success());
+}
+
+fn failure<T: std::fmt::Debug>(result: PlaneResult<T>) -> Failure {
+    result.unwrap_err().failure
+}
+
+#[test]
+fn what_hosts_wrote_is_flushed_before_the_end() {
+    let house = House::new();
+    let below = house.plane.malloc(512, 64).unwrap();
+    let cached = Arc::new(FaultVolume::new(below, Faults { volatile_cache: true, ..Faults::default() }));
+    house.subsystem("subsys");
+    house.show("subsys", cached.clone());
+    house.plane.add_controller("subsys", "ctrl", &controller(Endpoint::Pcie)).unwrap();
+    write(&house.socket("subsys"));
+    assert_eq!(cached.unflushed(), 1);
+    let socket = house.socket("subsys");
+    let dir = house.dir.path().join("ctrlr");
+    house.plane.shut_down(Duration::from_secs(5));
+    assert_eq!(cached.unflushed(), 0);
+    assert!(!socket.exists() && std::fs::read_dir(dir).unwrap().next().is_none());
+    house.shards.stop();
+}
+
+#[test]
+fn what_is_in_use_stays() {
+    let house = House::new();
+    let plane = &house.plane;
+    house.subsystem("subsys");
+    assert_eq!(failure(plane.create_subsystem("subsys", &subsystem("other"))), Failure::Exists);
+    assert_eq!(failure(plane.create_subsystem("other", &subsystem("subsys"))), Failure::Exists);
+    let volume = plane.null(512, 8).unwrap();
+    house.show("subsys", volume.clone());
+    assert_eq!(failure(plane.add_namespace("subsys", &namespace(1, volume))), Failure::Exists);
+    assert_eq!(failure(plane.delete_subsystem("subsys")), Failure::Precondition);
+    plane.remove_namespace("subsys", 1).unwrap();
+    assert_eq!(failure(plane.remove_namespace("subsys", 1)), Failure::Precondition);
+    plane.delete_subsystem("subsys").unwrap();
+    assert_eq!(failure(plane.delete_subsystem("subsys")), Failure::Precondition);
+    house.end();
+}
+
+#[test]
+fn controllers_have_sockets_of_their_own() {
+    let house = House::new();
+    let plane = &house.plane;
+    house.subsystem("subsys");
+    let open = |name: &str, cntlid| {
+        plane.add_controller("subsys", name, &ControllerConfig { cntlid, ..controller(Endpoint::Pcie) })
+    };
+    assert_eq!(open("first", None).unwrap(), Some(1));
+    assert_eq!(open("second", Some(9)).unwrap(), Some(9));
+    assert_eq!(failure(open("third", Some(9))), Failure::Exists);
+    assert_eq!(failure(open("second", None)), Failure::Exists);
+    assert!(house.socket("subsys").exists() && house.socket("subsys.second").exists());
+    assert!(!house.socket("subsys.third").exists());
+    assert_eq!(failure(open(&"x".repeat(99), None).map(drop)), Failure::Invalid);
+    plane.remove_controller("subsys", "first").unwrap();
+    assert!(!house.socket("subsys").exists());
+    assert_eq!(open("first", None).unwrap(), Some(1));
+    house.end();
+}
+
+#[test]
+fn a_volume_s_maxima_are_its_own() {
+    let house = House::new();
+    let plane = &house.plane;
+    let plain = plane.malloc(512, 8).unwrap();
+    let maxima = Maxima { rw_iops_kiops: 1, ..Maxima::default() };
+    let limited = plane.qos(plain.clone(), &maxima).unwrap();
+    plane.set_maxima(&limited, &Maxima::default()).unwrap();
+    assert_eq!(failure(plane.set_maxima(&plain, &maxima)), Failure::Precondition);
+    plane.close_volume(limited.clone()).unwrap();
+    assert_eq!(failure(plane.set_maxima(&limited, &maxima)), Failure::Precondition);
+    house.end();
+}
+
+#[test]
+fn files_lie_beneath_one_directory() {
+    let house = House::new();
+    let aio = house.dir.path().join("aio");
+    std::fs::write(house.dir.path().join("outside"), [0; 4096]).unwrap();
+    std::fs::write(aio.join("inside"), [0; 4096]).unwrap();
+    let open = |path: &Path| house.plane.aio(path, 512, 0).map(|volume| volume.limits().blocks);
+    assert_eq!(open(&aio.join("inside")).unwrap(), 8);
+    assert_eq!(failure(open(&house.dir.path().join("outside"))), Failure::Invalid);
+    assert_eq!(failure(open(&aio.join("../outside"))), Failure::Invalid);
+    assert_eq!(failure(open(&aio.join("nothing"))), Failure::Precondition);
+    let error = volumes::aio(None, &aio.join("inside"), 512, 0).map(drop).unwrap_err();
+    assert!(error.failure == Failure::Precondition && error.reason.contains("--aio-dir"), "{error}");
+    house.end();
+}
+
+#[test]
+fn a_remote_controller_has_one_path_and_then_its_namespaces() {
+    let house = House::new();
+    let plane = &house.plane;
+    house.subsystem("far");
+    house.show("far", plane.malloc(4096, 16).unwrap());
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    plane.add_controller("far", "tcp", &controller(Endpoint::Tcp(port))).unwrap();
+
+    plane
+        .create_remote("remote", &RemoteConfig { hdgst: true, ddgst: true, ..RemoteConfig::default() })
+        .unwrap();
+    assert_eq!(failure(plane.create_remote("remote", &RemoteConfig::default())), Failure::Exists);
+    assert_eq!(failure(plane.remote_namespaces("remote")), Failure::Unavailable);
+    let path = PathConfig {
+        address: port,
+        subnqn: "nqn.2024-01.com.example:far".into(),
+        hostnqn: "nqn.2024-01.com.example:near".into(),
+        hostid: [4; 16],
+        source: None,
+        source_port: None,
+    };
+    plane.add_path("remote", "path", &path).unwrap();
+    assert_eq!(failure(plane.add_path("remote", "path", &path)), Failure::Exists);
+    assert_eq!(failure(plane.add_path("remote", "path2", &path)), Failure::Unsupported);
+    assert_eq!(failure(plane.delete_remote("remote")), Failure::Precondition);
+    assert!(plane.remote_connected("remote"));
+    let namespaces = plane.remote_namespaces("remote").unwrap();
+    assert_eq!((namespaces[0].nsid, namespaces[0].uuid), (1, [1; 16]));
+    let volume = plane.remote_volume("remote", 1, None).unwrap();
+    assert_eq!(volume.limits().blocks, 16);
+    assert_eq!(failure(plane.remote_volume("remote", 2, None).map(drop)), Failure::Precondition);
+    let promised = Promised { identity: namespaces[0], limits: volume.limits() };
+    assert!(Arc::ptr_eq(&volume, &plane.remote_volume("remote", 1, Some(&promised)).unwrap()));
+    drop(volume);
+    plane.remove_path("remote", "path").unwrap();
+    assert!(!plane.remote_connected("remote"));
+    plane.delete_remote("remote").unwrap();
+    house.end();
+}
