@@ -20,6 +20,10 @@
 //! (Isthmus's own target does). `Strict` waits until the old association must have ended (keep-alive timeout plus command
 //! quiesce time) before it sends again, if a write was out.
 //!
+//! A connection counts as lost when the kernel says so, when the controller breaks the protocol, or when it leaves a Keep
+//! Alive unanswered; then all of the association goes. A controller that lives and never answers one command is not
+//! suspected: that I/O waits until its issuer takes it back.
+//!
 //! **I/O that its issuer takes back** ends as aborted at once and its memory is let go: what is still to be sent is copied
 //! first, what is still to come is passed over. The remote may still execute the command; until its answer is here, later
 //! I/O on the same blocks is held back, so that no old write lands over a new one.

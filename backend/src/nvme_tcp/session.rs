@@ -26,6 +26,8 @@ use super::scan;
 const MAX_IN_CAPSULE: u64 = 1 << 20;
 /// The least time between two asynchronous events that are heeded: a remote cannot keep the shard busy with them.
 const EVENT_PAUSE: Duration = Duration::from_millis(100);
+/// The least time between two lines on refused namespaces.
+const COMPLAINTS: Duration = Duration::from_secs(1);
 /// How long a controller has to say goodbye.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
@@ -47,6 +49,8 @@ struct Inner {
     generation: Cell<u64>,
     /// Until when, on the shards' clock, the last association may still execute what it had.
     fence: Cell<u64>,
+    /// The namespaces that were last said to be refused, and when more may be said.
+    refused: RefCell<(Vec<(u32, Reason)>, u64)>,
 }
 
 impl Session {
@@ -62,6 +66,7 @@ impl Session {
             association: RefCell::default(),
             generation: Cell::new(0),
             fence: Cell::new(0),
+            refused: RefCell::default(),
         });
         let theirs = inner.clone();
         let task = shard.spawn(async move {
@@ -264,11 +269,11 @@ impl Inner {
                 let _ = known.refuse(Reason::Unfit("the controller has no such namespace"));
             }
         }
+        let mut refused = Vec::new();
         for nsid in active {
             let seen =
                 self.patiently("identifying a namespace", scan::namespace(controller, facts, nsid)).await;
-            let (known, name) = (self.remote.namespace(nsid), &self.remote.config().name);
-            let taken = match (seen, known) {
+            let taken = match (seen, self.remote.namespace(nsid)) {
                 (Ok(seen), known) => {
                     let pin = || Pin { nsid, identity: seen.identity, limits: seen.limits.clone() };
                     let namespace = known.unwrap_or_else(|| self.remote.add(pin(), false));
@@ -279,10 +284,25 @@ impl Inner {
                 (Err(reason), None) => Err(reason),
             };
             if let Err(reason) = taken {
-                warn!(remote = %name, nsid, %reason, "namespace refused");
+                refused.push((nsid, reason));
             }
         }
+        self.complain(refused);
         self.remote.announce_namespaces();
         Ok(())
+    }
+
+    /// Says which namespaces are refused: when that changes, in one line, and not all the time.
+    fn complain(&self, refused: Vec<(u32, Reason)>) {
+        let mut said = self.refused.borrow_mut();
+        if refused == said.0 || self.shard.now() < said.1 {
+            return;
+        }
+        if let Some((nsid, reason)) = refused.first() {
+            let (remote, more) = (&self.remote.config().name, refused.len() - 1);
+            warn!(%remote, nsid, %reason, more, "namespaces refused");
+        }
+        let pause = u64::try_from(COMPLAINTS.as_nanos()).unwrap_or(u64::MAX);
+        *said = (refused, self.shard.now().saturating_add(pause));
     }
 }

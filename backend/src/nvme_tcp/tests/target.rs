@@ -141,9 +141,7 @@ impl Target {
 
     /// Cuts every connection.
     pub fn cut(&self) {
-        for stream in self.shared.streams.lock().unwrap().drain(..) {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
-        }
+        cut(&self.shared);
     }
 
     /// The controller tells its host that namespaces changed.
@@ -161,6 +159,13 @@ impl Drop for Target {
         self.shared.stop.store(true, Ordering::SeqCst);
         let _ = TcpStream::connect(self.addr);
         self.cut();
+    }
+}
+
+/// Cuts every connection.
+pub fn cut(shared: &Shared) {
+    for stream in shared.streams.lock().unwrap().drain(..) {
+        let _ = stream.shutdown(std::net::Shutdown::Both);
     }
 }
 
@@ -184,6 +189,8 @@ pub struct Peer {
     cc: u32,
     pending: HashMap<u16, Pending>,
     event: Option<u16>,
+    /// The association that was the newest when the queue was connected.
+    association: usize,
 }
 
 impl Peer {
@@ -214,6 +221,7 @@ impl Peer {
             cc: 0,
             pending: HashMap::new(),
             event: None,
+            association: 0,
         };
         loop {
             peer.turn()?;
@@ -353,11 +361,13 @@ impl Peer {
                 let data = ConnectData::read_from_bytes(data).unwrap();
                 self.qid = Connect::of(sqe).qid;
                 if self.qid == 0 {
+                    let _nobody_writes = self.shared.disk.lock().unwrap();
                     self.shared.associations.fetch_add(1, Ordering::SeqCst);
                     self.cntlid = self.shared.next_cntlid.fetch_add(1, Ordering::SeqCst);
                 } else {
                     self.cntlid = data.cntlid;
                 }
+                self.association = self.shared.associations.load(Ordering::SeqCst);
                 self.respond(sqe.cid, Status::SUCCESS, u64::from(self.cntlid));
             }
             FabricsType::PropertySet => {
@@ -526,6 +536,10 @@ impl Peer {
 
     fn done(&mut self, sqe: &Sqe, data: &[u8]) {
         let mut disk = self.shared.disk.lock().unwrap();
+        if self.shared.associations.load(Ordering::SeqCst) != self.association {
+            // An association that the host has given up changes nothing any more.
+            return;
+        }
         let at = sqe.slba() as usize * BLOCK;
         let status = match sqe.nvm() {
             NvmOpcode::Write => {
