@@ -11,6 +11,7 @@ mod mapper;
 mod message;
 mod oneshot;
 mod reject;
+mod request;
 mod server;
 mod session;
 mod socket;

@@ -16,11 +16,9 @@ use zerocopy::IntoBytes;
 use super::dma::Dma;
 use super::frame::{Message, Receiver};
 use super::mapper;
-use super::message::{
-    Access, Action, Command, DeviceInfo, DmaMap, DmaUnmap, IrqData, IrqInfo, RawVersion, RegionInfo, Request,
-    SetIrqs, SparseMmap, irq, parse, region,
-};
+use super::message::{Command, DeviceInfo, IrqInfo, RawVersion, RegionInfo, SparseMmap, irq, region};
 use super::reject::{Reject, Rejections};
+use super::request::{Access, Action, DmaMap, DmaUnmap, IrqData, Request, SetIrqs, parse};
 use super::socket::Socket;
 use super::version::{Capabilities, MAJOR, MAX_DATA, MAX_DMA_MAPS, MAX_FDS, MINOR};
 use crate::pcie::doorbell;

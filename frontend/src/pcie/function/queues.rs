@@ -1,0 +1,220 @@
+//! The function's queues: which there are, what is fetched from them, and what tells the host of completions.
+
+use std::rc::Rc;
+
+use engine::mem::MemError;
+use engine::{Poller, TurnEnd, Wake};
+use nvme_proto::Cqe;
+use nvme_proto::aen::ErrorInfo;
+
+use super::{CONDEMNED_EVERY, Function};
+use crate::pcie::cq::{Cq, Posted};
+use crate::pcie::doorbell::{Bell, Shadow};
+use crate::pcie::sq::Sq;
+use crate::pcie::staged::Late;
+use crate::queue::{Queue, Reply, Ticket};
+
+impl Function {
+    /// The submission queue with that QID.
+    pub fn queue(&self, qid: u16) -> Option<Rc<Queue<Sq>>> {
+        self.sqs.borrow().iter().find(|q| q.qid() == qid).cloned()
+    }
+
+    /// The completion queue with that QID.
+    pub fn cq(&self, qid: u16) -> Option<Rc<Cq>> {
+        self.cqs.borrow().get(&qid).cloned()
+    }
+
+    pub fn add_queue(&self, queue: Rc<Queue<Sq>>) {
+        self.sqs.borrow_mut().push(queue);
+    }
+
+    pub fn add_cq(&self, cq: Rc<Cq>) {
+        self.cqs.borrow_mut().insert(cq.qid, cq);
+    }
+
+    pub fn remove_cq(&self, qid: u16) {
+        self.cqs.borrow_mut().remove(&qid);
+    }
+
+    /// Whether a submission queue completes there.
+    pub fn is_used(&self, cq: &Rc<Cq>) -> bool {
+        self.sqs.borrow().iter().any(|q| Rc::ptr_eq(q.transport().cq(), cq))
+    }
+
+    /// Delete I/O Submission Queue is answered when the queue has ended.
+    pub fn await_deletion(&self, qid: u16, ticket: Ticket) {
+        self.deleting.borrow_mut().insert(qid, ticket);
+    }
+
+    /// A submission queue has ended.
+    pub fn forget_queue(&self, queue: &Rc<Queue<Sq>>) {
+        self.sqs.borrow_mut().retain(|q| !Rc::ptr_eq(q, queue));
+        let waits = self.deleting.borrow_mut().remove(&queue.qid());
+        if let (Some(ticket), Some(admin)) = (waits, self.queue(0)) {
+            admin.finish(ticket, Reply::default());
+        }
+    }
+
+    /// The first value of a new queue's doorbell.
+    pub fn begin_bell(&self, bell: Bell) {
+        self.bells.store(bell, 0);
+        self.bells.adopt(&self.memory.borrow(), bell, 0);
+    }
+
+    /// Doorbell Buffer Config.
+    pub fn set_shadow(&self, shadow: Shadow) {
+        self.bells.shadow.set(Some(shadow));
+        let memory = self.memory.borrow();
+        for queue in self.sqs.borrow().iter() {
+            self.bells.adopt(&memory, Bell::Tail(queue.qid()), queue.transport().tail());
+        }
+        for cq in self.cqs.borrow().values() {
+            self.bells.adopt(&memory, Bell::Head(cq.qid), cq.head());
+        }
+    }
+
+    /// Looks at a completion queue's head doorbell.
+    pub fn look_at_head(self: &Rc<Self>, cq: &Cq) {
+        let looked = cq.look(&self.memory.borrow(), &self.bells);
+        if looked.is_err() {
+            self.error_event(ErrorInfo::InvalidDoorbellValue);
+        }
+    }
+
+    /// Adds a completion to a queue; the host hears of it at the end of this turn.
+    pub fn post(self: &Rc<Self>, cq: &Rc<Cq>, cqe: Cqe, reserved: bool) {
+        if self.deaf.get() {
+            return;
+        }
+        let posted = cq.post(&self.memory.borrow(), cqe, reserved);
+        self.posted(cq, posted);
+    }
+
+    fn posted(self: &Rc<Self>, cq: &Rc<Cq>, posted: Result<Posted, MemError>) {
+        match posted {
+            Ok(Posted::There) => self.note_end(),
+            Ok(Posted::Message { gpa, cqe }) => self.late.post(self, cq, gpa, cqe),
+            Err(_) => {
+                self.complain("a completion queue is not in guest memory any more");
+                self.fail();
+            }
+        }
+    }
+
+    /// Completions on their way by message.
+    pub fn late(&self) -> &Late {
+        &self.late
+    }
+
+    /// An entry is in its queue: the host hears of it at the end of this turn.
+    pub fn arrived(self: &Rc<Self>, cq: &Cq) {
+        cq.fresh.set(true);
+        self.note_end();
+    }
+
+    fn note_end(self: &Rc<Self>) {
+        if !self.ending.replace(true) {
+            self.shard.at_turn_end(self.clone());
+        }
+    }
+
+    /// Event completions that waited for room.
+    pub(super) fn drain_completions(self: &Rc<Self>) {
+        if let Some(cq) = self.cq(0).filter(|cq| cq.is_starved()) {
+            self.look_at_head(&cq);
+            let waited = cq.drain(&self.memory.borrow()).transpose();
+            if let Some(posted) = waited {
+                self.posted(&cq, posted);
+            }
+        }
+    }
+
+    pub(super) fn fetch_all(self: &Rc<Self>) -> bool {
+        let mut any = false;
+        let mut at = 0;
+        if self.failed.get() {
+            return false;
+        }
+        loop {
+            let queue = {
+                let sqs = self.sqs.borrow();
+                let Some(queue) = sqs.get(at) else { return any };
+                queue.transport().has_work(queue).then(|| queue.clone())
+            };
+            if let Some(queue) = queue {
+                any |= Sq::fetch(&queue);
+            }
+            at += 1;
+        }
+    }
+
+    /// INTx: whether any queue that interrupts has entries to consume.
+    pub fn update_pin(self: &Rc<Self>) {
+        if self.interrupts.uses_msix() {
+            return;
+        }
+        let masked = self.interrupts.mask.get();
+        let mut level = false;
+        for cq in self.cqs.borrow().values() {
+            let Some(vector) = cq.vector else { continue };
+            self.look_at_head(cq);
+            level |= cq.is_pending() && masked & 1u32.wrapping_shl(vector.into()) == 0;
+        }
+        let mut config = self.config.borrow_mut();
+        config.set_interrupt_status(level);
+        self.interrupts.set_level(level && !config.intx_disabled());
+    }
+
+    /// The host did what it must not: an event at the end of this turn, when nothing is borrowed.
+    pub fn error_event(self: &Rc<Self>, info: ErrorInfo) {
+        self.event.set(Some(info));
+        self.note_end();
+    }
+}
+
+impl Poller for Function {
+    fn poll(self: Rc<Self>) -> bool {
+        self.drain_completions();
+        self.fetch_all()
+    }
+
+    fn sleep(&self) -> Wake {
+        if self.bells.shadow.get().is_some() {
+            // Arm, then look again: a host that missed the event index is seen by the second look.
+            let memory = self.memory.borrow();
+            for queue in self.sqs.borrow().iter() {
+                self.bells.arm(&memory, Bell::Tail(queue.qid()), queue.transport().tail());
+            }
+            for cq in self.cqs.borrow().values().filter(|cq| cq.is_starved()) {
+                self.bells.arm(&memory, Bell::Head(cq.qid), cq.head());
+            }
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        }
+        if !self.failed.get() && self.sqs.borrow().iter().any(|queue| queue.transport().has_work(queue)) {
+            return Wake::Busy;
+        }
+        if self.bells.is_silent() { Wake::Look } else { Wake::Event }
+    }
+}
+
+impl TurnEnd for Function {
+    fn turn_end(self: Rc<Self>) {
+        self.ending.set(false);
+        if let Some(info) = self.event.take() {
+            self.controller().error_event(info);
+        }
+        self.turns.set(self.turns.get().wrapping_add(1));
+        if self.turns.get().is_multiple_of(CONDEMNED_EVERY) {
+            self.check_memory();
+        }
+        if !self.interrupts.uses_msix() {
+            return self.update_pin();
+        }
+        for cq in self.cqs.borrow().values() {
+            if let Some(vector) = cq.vector.filter(|_| cq.fresh.replace(false)) {
+                self.interrupts.raise(vector);
+            }
+        }
+    }
+}
