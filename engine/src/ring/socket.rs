@@ -1,34 +1,61 @@
 //! Descriptors over Unix sockets: the one kind of message that the ring's operations do not carry.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 /// Descriptors that one message may carry here; the kernel allows 253.
 pub const MAX_FDS: usize = 253;
+
+/// Room for the control message of so many descriptors, in words: what `CMSG_SPACE` asks.
+const CONTROL: usize = 2 + MAX_FDS.div_ceil(2);
 
 /// Receives what is there, without waiting, with the descriptors that came along; all are closed on exec, and all that
 /// came are owned by the caller or closed.
 ///
 /// # Errors
-/// Those of recvmsg(2): `WouldBlock` when nothing is there.
+/// Those of recvmsg(2): `WouldBlock` when nothing is there. EMFILE when this process could not take every descriptor:
+/// the bytes are lost with them.
 pub fn receive_with_fds(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
     fds: &mut Vec<OwnedFd>,
 ) -> io::Result<usize> {
-    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
-    let mut iov = [IoSliceMut::new(bytes)];
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let got = recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
-    for message in got.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = message {
-            // SAFETY: the kernel has just made these descriptors for us; nothing else knows of them.
-            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+    let mut control = [0u64; CONTROL];
+    let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: an all-zero msghdr is valid.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut iov, 1);
+    (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control));
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the message describes `bytes` and `control`, which are ours for the length of the call.
+    let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    let before = fds.len();
+    // SAFETY: the kernel has set the length of `control` to what it wrote there.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !header.is_null() {
+        // SAFETY: a header that the kernel wrote, within `control`.
+        let libc::cmsghdr { cmsg_len, cmsg_level, cmsg_type, .. } = unsafe { header.read_unaligned() };
+        if (cmsg_level, cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: plain arithmetic; the data of this header.
+            let (data, head) =
+                unsafe { (libc::CMSG_DATA(header).cast::<RawFd>(), libc::CMSG_LEN(0) as usize) };
+            for i in 0..cmsg_len.saturating_sub(head) / size_of::<RawFd>() {
+                // SAFETY: within the header's data. The kernel has just made this descriptor for us; nothing else
+                // knows of it.
+                fds.push(unsafe { OwnedFd::from_raw_fd(data.add(i).read_unaligned()) });
+            }
         }
+        // SAFETY: as for the first.
+        header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
     }
-    Ok(got.bytes)
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        fds.truncate(before);
+        return Err(io::Error::from_raw_os_error(libc::EMFILE));
+    }
+    Ok(got)
 }
 
 /// Sends bytes with descriptors, without waiting. May send less than all; the descriptors go with the first byte.

@@ -73,7 +73,7 @@ impl Sim {
     fn wait_for_kernel(&self) -> bool {
         let timers = self.shards.iter().any(|s| s.0.timers.first().is_some());
         // With timers pending the kernel's part may be one that waits for a peer: look briefly, then go on.
-        let patience = Duration::from_millis(if timers { 1 } else { 2000 });
+        let patience = Duration::from_millis(if timers { 1 } else { 20_000 });
         let slice = Duration::from_micros(100);
         let start = Instant::now();
         while start.elapsed() < patience {
