@@ -52,6 +52,12 @@ impl Runs {
         Ok(())
     }
 
+    /// No runs, in the memory of those that were.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        self.buckets = false;
+    }
+
     /// The runs, in order.
     pub fn as_slice(&self) -> &[Run] {
         &self.runs

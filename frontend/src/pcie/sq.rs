@@ -253,7 +253,7 @@ impl Transport for Sq {
             Direction::ToHost => Access::Write,
         };
         let memory = self.function.memory.borrow();
-        let mut runs = Runs::default();
+        let mut runs = self.function.spare.take();
         let found = DataWalk::new(sqe, direction, len, &mut runs).and_then(|mut walk| {
             let sgl = match walk.advance(&memory, &mut runs)? {
                 Step::Done => runs.map(&memory, access)?,
@@ -264,7 +264,11 @@ impl Transport for Sq {
         drop(memory);
         match found {
             Err(status) => Data::Failed(status),
-            Ok((_, Some(sgl))) => Data::Ready(sgl),
+            Ok((_, Some(sgl))) => {
+                runs.clear();
+                self.function.spare.set(runs);
+                Data::Ready(sgl)
+            }
             Ok((walk, None)) => {
                 let to = staged::begin(&self.function, self.qid, ticket, direction, len, walk, runs);
                 command.staged = Some(to);

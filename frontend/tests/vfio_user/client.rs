@@ -115,7 +115,12 @@ impl Client {
         bytes.extend(command.to_le_bytes());
         bytes.extend(words(&[16 + body.len() as u32, flags, 0]));
         bytes.extend(body);
-        let sent = send_with_fds(self.stream.as_fd(), &bytes, fds).unwrap();
+        let sent = loop {
+            match send_with_fds(self.stream.as_fd(), &bytes, fds) {
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                sent => break sent.unwrap(),
+            }
+        };
         self.stream.write_all(&bytes[sent..]).unwrap();
         self.next
     }
@@ -383,6 +388,21 @@ impl Client {
         let cqe = self.run(&mut admin, sqe);
         self.admin = admin;
         cqe
+    }
+
+    pub fn submit_admin(&mut self, sqe: Sqe) -> u16 {
+        let mut admin = std::mem::replace(&mut self.admin, none());
+        let cid = self.submit(&mut admin, sqe);
+        self.admin = admin;
+        cid
+    }
+
+    /// The next completion's identifier, if it is there.
+    pub fn reap_admin(&mut self) -> Option<u16> {
+        let mut admin = std::mem::replace(&mut self.admin, none());
+        let cqe = self.poll(&mut admin);
+        self.admin = admin;
+        cqe.map(|cqe| cqe.cid)
     }
 
     pub fn put(&self, at: u64, bytes: &[u8]) {

@@ -21,6 +21,7 @@ use super::config::ConfigSpace;
 use super::cq::Cq;
 use super::doorbell::{Bells, Doorbells, PAGE};
 use super::irq::Interrupts;
+use super::runs::Runs;
 use super::sq::Sq;
 use super::staged::{Late, Messages};
 use crate::controller::{Config, Controller};
@@ -44,6 +45,8 @@ pub(crate) struct Function {
     msix_table: RefCell<Box<[u8]>>,
     pub memory: RefCell<GuestMemory>,
     messages: RefCell<Option<Rc<dyn Messages>>>,
+    /// Runs that are used again: no allocation for a command's data pointer.
+    pub spare: Cell<Runs>,
     /// Bytes in buffers: see [`super::staged`].
     pub staged: Cell<usize>,
     /// Completions on their way by message.
@@ -105,6 +108,7 @@ impl Function {
             msix_table: RefCell::new(msix_table()),
             memory: RefCell::default(),
             messages: RefCell::default(),
+            spare: Cell::default(),
             staged: Cell::new(0),
             late: Late::default(),
             sqs: RefCell::default(),
