@@ -11,13 +11,13 @@ use common::chain::{Chain, Disk};
 use guest::Builder;
 
 const SCRIPT: &str = r#"
-for disk in /dev/nvme0n1 /dev/nvme1n1; do
-    verify $disk 8m
-done
+mapped=$(disk_of $MAPPED 1)
+trapped=$(disk_of $TRAPPED 1)
+verify $mapped 8m
+verify $trapped 8m
 ask idle >/dev/null
-for disk in /dev/nvme0 /dev/nvme1; do
-    nvme id-ctrl $disk | grep '^sn'
-    fio --name=first --filename=${disk}n1 --rw=read --bs=4k --size=4k --direct=1 --eta=never | grep -E ' lat .*avg'
+for disk in $mapped $trapped; do
+    fio --name=first --filename=$disk --rw=read --bs=4k --size=4k --direct=1 --eta=never | grep -E ' lat .*avg'
 done
 no_complaint
 "#;
@@ -44,6 +44,7 @@ fn idleness_costs_next_to_nothing() {
     let Some(mapped) = Chain::build(&[DISK], &["--doorbells", "mapped", "--shards", "4"]) else { return };
     let Some(trapped) = Chain::build(&[DISK], &["--doorbells", "trapped", "--shards", "4"]) else { return };
     let bridges = [("mapped", &mapped.bridge), ("trapped", &trapped.bridge)];
+    let guest = guest.script(&format!("MAPPED={}\nTRAPPED={}\n{SCRIPT}", mapped.nqn, trapped.nqn));
     let guest = guest.vfio_user(&mapped.socket()).vfio_user(&trapped.socket());
     let printed = guest.run_with(|guest| {
         guest.wait_for_mark("idle")?;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::chain::{Chain, Disk, LOCAL};
+use common::chain::{Chain, Disk};
 use guest::Builder;
 
 /// The bytes 0 to 31 and 0 to 63.
@@ -58,8 +58,9 @@ const PATTERN_SIZE: u64 = 1 << 20;
 
 #[test]
 fn a_file_system_outlives_a_reboot_and_the_remote_holds_ciphertext_alone() {
-    let Some(guest) = Builder::new("vfio-user", &format!("NQN={LOCAL}\n{WHOLE}")) else { return };
+    let Some(guest) = Builder::new("vfio-user", WHOLE) else { return };
     let Some(chain) = Chain::build(&DISKS, &["--shards", "2"]) else { return };
+    let guest = guest.script(&format!("NQN={}\n{WHOLE}", chain.nqn));
     let printed = guest.vfio_user(&chain.socket()).reboots().run_with(|guest| {
         guest.wait_for_mark("boot")?;
         guest.answer("first");

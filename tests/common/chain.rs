@@ -6,8 +6,6 @@ use super::opi::Opi;
 use super::server::Server;
 
 const REMOTE: &str = "nqn.2025-01.test.isthmus:remote";
-/// The subsystem that the bridge exports.
-pub const LOCAL: &str = "nqn.2025-01.test.isthmus:local";
 
 /// How large each disk is.
 pub const SIZE: u64 = 128 << 20;
@@ -28,6 +26,8 @@ pub struct Chain {
     pub target: Server,
     /// What the host attaches to.
     pub bridge: Server,
+    /// The subsystem that the bridge exports; no other chain has the same.
+    pub nqn: String,
     /// The target's files, one for each disk.
     pub files: Vec<PathBuf>,
 }
@@ -52,14 +52,15 @@ impl Chain {
 
         let mut opi = Opi::connect(bridge.grpc())?;
         opi.remote("away", port, REMOTE, false);
-        opi.subsystem("here", LOCAL);
+        let nqn = format!("nqn.2025-01.test.isthmus:local-{port}");
+        opi.subsystem("here", &nqn);
         for (disk, nsid) in disks.iter().zip(1..) {
             opi.encrypted_volume(&format!("crypt{nsid}"), &format!("awayn{nsid}"), disk.cipher, disk.key);
             opi.qos_volume(&format!("calm{nsid}"), &format!("crypt{nsid}"), 100);
             opi.namespace("here", &format!("name{nsid}"), nsid, &format!("calm{nsid}"));
         }
         opi.pcie_controller("here", "pcie0");
-        Some(Self { target, bridge, files })
+        Some(Self { target, bridge, nqn, files })
     }
 
     /// The vfio-user socket of the bridge's controller.

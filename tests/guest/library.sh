@@ -12,6 +12,7 @@ ask() {
 
 # Writes a block device at random places and reads all back, each block with its checksum: verify DEVICE SIZE
 verify() {
+    [ -b "$1" ] || { echo "$1 is no disk"; return 1; }
     for round in $(seq "$ROUNDS"); do
         fio --name=verify --filename="$1" --size="$2" --rw=randwrite --bsrange=4k-64k --iodepth=16 --ioengine=libaio \
             --direct=1 --verify=crc32c --verify_fatal=1 --randseed=$((SEED + round)) --eta=never \
