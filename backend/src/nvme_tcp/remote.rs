@@ -47,7 +47,7 @@ struct Shared {
     watchers: Vec<Arc<dyn Fn() + Send + Sync>>,
 }
 
-/// A remote controller: connects, keeps the connection, and connects again for ever.
+/// A remote controller: connects, keeps the connection, and connects again, until [`Remote::close`].
 ///
 /// Its admin queue lives on a home shard; every shard where one of its namespaces is open has an I/O queue of its own.
 pub struct Remote {

@@ -4,12 +4,14 @@ use std::io::Write;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 
+use nvme_proto::identify::{Cns, ControllerType, IdentifyController, Sgls};
 use nvme_proto::tcp::{CommonHdr, DataHdr, Fes, PduType, TermReq, flags};
-use nvme_proto::zerocopy::{FromZeros, IntoBytes};
+use nvme_proto::zerocopy::{FromBytes, FromZeros, IntoBytes};
 use nvme_proto::{Sqe, Status};
 
-use super::target::Peer;
+use super::target::{IdentifyHook, Peer};
 use super::*;
+use crate::nvme_tcp::{Reason, State};
 
 /// Does `evil` in answer to one I/O command; the connection must end with `fes`, and the I/O succeed on another.
 fn survives(what: &str, request: Request, fes: u16, evil: impl Fn(&mut Peer, &Sqe) + Send + Sync + 'static) {
@@ -190,4 +192,64 @@ fn h86_a_wrong_header_digest() {
     });
     assert_eq!(world.one(0, read(0, 8)).0, Ok(()));
     until("told", || world.target.shared.terminated.lock().unwrap().contains(&Fes::HeaderDigestError.0));
+}
+
+#[test]
+fn h86_identify() {
+    type Change = fn(&mut IdentifyController);
+    let changes: [(&str, Change); 5] = [
+        ("another CNTLID", |id| id.cntlid ^= 1),
+        ("a discovery controller", |id| id.cntrltype = ControllerType::Discovery),
+        ("no SGLs", |id| id.sgls = Sgls::new()),
+        ("a SUBNQN without its NUL", |id| id.subnqn = [b'x'; 256]),
+        ("everything FFh", |id| id.as_mut_bytes().fill(0xff)),
+    ];
+    let hook = |change: Change| {
+        Some(Arc::new(move |cns, data: &mut Vec<u8>| {
+            if cns == Cns::Controller {
+                let mut id = IdentifyController::read_from_bytes(data).unwrap();
+                change(&mut id);
+                data.copy_from_slice(id.as_bytes());
+            }
+        }) as IdentifyHook)
+    };
+    for (what, change) in changes {
+        let world = World::unready(Manner { identify: hook(change), ..Manner::default() }, |_| {});
+        until(what, || matches!(world.remote.state(), State::Connecting(Some(Reason::Unfit(_)))));
+        world.target.set(|m| m.identify = None);
+        world.remote.wait_live(LONG).unwrap();
+    }
+    // Values that only bound what is done.
+    let wild: [(&str, Change); 3] = [
+        ("IOCCSZ 0", |id| id.ioccsz = 0),
+        ("IOCCSZ and CRDT without bounds", |id| (id.ioccsz, id.crdt1) = (u32::MAX, u16::MAX)),
+        ("ICDOFF", |id| id.icdoff = u16::MAX),
+    ];
+    for (what, change) in wild {
+        let world = World::new(Manner { identify: hook(change), ..Manner::default() }, |_| {});
+        assert_eq!(world.one(0, write(0, &[3; 64 * BLOCK])).0, Ok(()), "{what}");
+    }
+}
+
+#[test]
+fn h86_namespace_lists() {
+    for (what, list) in [("not in order", [5u32, 4, 0]), ("one twice", [1, 1, 0])] {
+        let change = move |cns, data: &mut Vec<u8>| {
+            if cns == Cns::ActiveNamespaces {
+                data[..12].copy_from_slice(list.as_bytes());
+            }
+        };
+        let world = World::unready(Manner { identify: Some(Arc::new(change)), ..Manner::default() }, |_| {});
+        until(what, || matches!(world.remote.state(), State::Connecting(Some(Reason::Violation(_)))));
+        assert!(world.remote.namespaces().is_empty());
+    }
+    let full = |cns, data: &mut Vec<u8>| {
+        if cns == Cns::ActiveNamespaces {
+            for (nsid, field) in (1u32..).zip(data.chunks_exact_mut(4)) {
+                field.copy_from_slice(&nsid.to_le_bytes());
+            }
+        }
+    };
+    let world = World::new(Manner { identify: Some(Arc::new(full)), ..Manner::default() }, |_| {});
+    assert_eq!(world.remote.namespaces().len(), 1024);
 }

@@ -1,9 +1,11 @@
 //! Every operation, over every way that data can take.
 
 use std::io::Write;
+use std::net::TcpListener;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
+use nvme_proto::nvm::RwCdw12;
 use nvme_proto::opcode::NvmOpcode;
 use nvme_proto::tcp::{DataHdr, PduType, flags};
 use nvme_proto::zerocopy::{FromZeros, IntoBytes};
@@ -201,4 +203,34 @@ fn a_discovery_service_is_asked() {
     target.set(|m| m.records = u64::MAX);
     assert_eq!(ask().unwrap().len(), 1024, "no more than that, whatever the service says");
     shards.stop();
+}
+
+#[test]
+fn fua_reaches_the_command() {
+    let world = World::new(Manner::default(), |_| {});
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let theirs = seen.clone();
+    world.target.set(|m| {
+        m.io = Some(Arc::new(move |_, sqe| {
+            theirs.lock().unwrap().push(RwCdw12::from_bits(sqe.cdw12));
+            false
+        }));
+    });
+    for fua in [false, true] {
+        let request = Request { op: Op::Write { fua }, ..write(0, &[1; 2 * BLOCK]) };
+        assert_eq!(world.one(0, request).0, Ok(()));
+    }
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.iter().map(|c| (c.nlb_z(), c.fua())).collect::<Vec<_>>(), [(1, false), (1, true)]);
+}
+
+#[test]
+fn over_ipv6() {
+    let Ok(listener) = TcpListener::bind("[::1]:0") else { return };
+    let target = Target::at(listener, Manner::default());
+    let shards = Shards::start(&ShardConfig::default()).unwrap();
+    let remote = Remote::start(config(&target), Vec::new(), shards.handles()).unwrap();
+    remote.wait_live(LONG).unwrap();
+    let world = World { target, remote, shards: Some(shards), origin: Origin::new() };
+    assert_eq!(world.one(0, read(0, 8)).0, Ok(()));
 }

@@ -144,6 +144,7 @@ fn a_closed_remote_fails_its_io() {
     world.remote.close();
     assert!(answers.take(200).iter().all(|(_, r, _)| *r == Err(IoError::Failed)));
     assert_eq!(world.remote.wait_live(LONG), Err(State::Closed));
+    until("goodbye", || world.target.shared.shutdowns.load(SeqCst) == 1);
 }
 
 #[test]

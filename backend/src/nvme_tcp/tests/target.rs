@@ -11,7 +11,7 @@ use nvme_proto::fabrics::{AddressFamily, Connect, ConnectData, Property, Subsyst
 use nvme_proto::identify::*;
 use nvme_proto::log::{DiscoveryEntry, DiscoveryHeader, GetLogPage, LogId};
 use nvme_proto::opcode::{AdminOpcode, FabricsType, NvmOpcode};
-use nvme_proto::register::{Cap, offset};
+use nvme_proto::register::{Cap, Cc, offset};
 use nvme_proto::tcp::*;
 use nvme_proto::zerocopy::{FromBytes, FromZeros, IntoBytes};
 use nvme_proto::{Cqe, Sqe, Status};
@@ -21,6 +21,7 @@ pub const BLOCKS: u64 = 8192;
 
 pub type IoHook = Arc<dyn Fn(&mut Peer, &Sqe) -> bool + Send + Sync>;
 pub type IcRespHook = Arc<dyn Fn(&mut [u8; 128]) + Send + Sync>;
+pub type IdentifyHook = Arc<dyn Fn(Cns, &mut Vec<u8>) + Send + Sync>;
 
 /// How the target behaves.
 #[derive(Clone)]
@@ -51,6 +52,8 @@ pub struct Manner {
     pub io: Option<IoHook>,
     /// May change the ICResp.
     pub icresp: Option<IcRespHook>,
+    /// May change what Identify answers.
+    pub identify: Option<IdentifyHook>,
 }
 
 impl Default for Manner {
@@ -73,6 +76,7 @@ impl Default for Manner {
             records: 2,
             io: None,
             icresp: None,
+            identify: None,
         }
     }
 }
@@ -86,6 +90,7 @@ pub struct Shared {
     pub associations: AtomicUsize,
     pub keep_alives: AtomicUsize,
     pub terminated: Mutex<Vec<u16>>,
+    pub shutdowns: AtomicUsize,
     /// Events to tell, each with the answer to the next Keep Alive.
     notices: AtomicUsize,
     next_cntlid: AtomicU16,
@@ -112,6 +117,7 @@ impl Target {
             associations: AtomicUsize::new(0),
             keep_alives: AtomicUsize::new(0),
             terminated: Mutex::default(),
+            shutdowns: AtomicUsize::new(0),
             notices: AtomicUsize::new(0),
             next_cntlid: AtomicU16::new(1),
             streams: Mutex::default(),
@@ -372,6 +378,9 @@ impl Peer {
             }
             FabricsType::PropertySet => {
                 self.cc = Property::of(sqe).value as u32;
+                if Cc::from_bits(self.cc).shn() == 1 {
+                    self.shared.shutdowns.fetch_add(1, Ordering::SeqCst);
+                }
                 self.respond(sqe.cid, Status::SUCCESS, 0);
             }
             FabricsType::PropertyGet => {
@@ -389,7 +398,12 @@ impl Peer {
     fn admin(&mut self, sqe: &Sqe) {
         match sqe.admin() {
             AdminOpcode::Identify => match self.identify(sqe) {
-                Some(data) => self.answer(sqe.cid, &data),
+                Some(mut data) => {
+                    if let Some(change) = &self.manner.identify {
+                        change(IdentifyCdw10::from_bits(sqe.cdw10).cns(), &mut data);
+                    }
+                    self.answer(sqe.cid, &data);
+                }
                 None => self.respond(sqe.cid, Status::INVALID_FIELD.dnr(), 0),
             },
             AdminOpcode::SetFeatures => {
