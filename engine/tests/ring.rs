@@ -138,20 +138,29 @@ fn sockets_connect_are_accepted_and_polled() {
 }
 
 #[test]
-fn a_connection_that_nobody_waits_for_any_more_is_closed() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap();
+fn what_a_dropped_future_waited_for_is_cancelled_and_a_connection_that_came_is_closed() {
     let sim = Sim::new(1).unwrap();
-    let task = sim.on(0, |shard| {
-        let accept = shard.ring().run(RingOp::Accept { fd: Arc::new(listener.into()) });
-        shard.spawn(async move { drop(accept.await) })
-    });
-    sim.run_until(|| true);
-    drop(task);
-    let mut client = std::net::TcpStream::connect(addr).unwrap();
-    client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
-    assert!(sim.run_until(|| sim.on(0, |shard| shard.ring().in_flight()) == 0));
-    assert_eq!(std::io::Read::read(&mut client, &mut [0]).unwrap(), 0);
+    for connected in [false, true] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let task = sim.on(0, |shard| {
+            let accept = shard.ring().run(RingOp::Accept { fd: Arc::new(listener.into()) });
+            shard.spawn(async move { drop(accept.await) })
+        });
+        let mut turns = 2;
+        sim.run_until(|| {
+            turns -= 1;
+            turns == 0
+        });
+        let client = connected.then(|| std::net::TcpStream::connect(addr).unwrap());
+        drop(task);
+        assert!(sim.run_until(|| sim.on(0, |shard| shard.ring().in_flight()) == 0));
+        if let Some(mut client) = client {
+            client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+            assert_eq!(std::io::Read::read(&mut client, &mut [0]).unwrap(), 0);
+        }
+        assert!(std::net::TcpStream::connect(addr).is_err(), "nothing keeps the listening socket");
+    }
 }
 
 #[test]

@@ -52,7 +52,8 @@ pub struct Ring {
     spare: RefCell<Vec<Box<Slot>>>,
     /// Slots whose entry did not fit yet.
     waiting: RefCell<VecDeque<usize>>,
-    cancels: RefCell<Vec<OpId>>,
+    /// Shared with futures, which cancel what they no longer wait for.
+    cancels: Rc<RefCell<Vec<OpId>>>,
     in_flight: Cell<usize>,
     bell: RefCell<Option<Fd>>,
     /// The kernel watches the bell.
@@ -73,7 +74,7 @@ impl Ring {
             slots: RefCell::default(),
             spare: RefCell::default(),
             waiting: RefCell::default(),
-            cancels: RefCell::default(),
+            cancels: Rc::default(),
             in_flight: Cell::new(0),
             bell: RefCell::default(),
             armed: Cell::new(false),
@@ -97,11 +98,11 @@ impl Ring {
         OpId { key, seq }
     }
 
-    /// As [`Ring::start`], as a future.
+    /// As [`Ring::start`], as a future; dropped before its end it cancels the operation.
     pub fn run(&self, op: RingOp) -> impl Future<Output = Completion> + use<> {
         let waiter = Rc::new(op::Waiter::default());
-        self.start(op, waiter.clone(), 0);
-        op::Wait(waiter)
+        let id = self.start(op, waiter.clone(), 0);
+        op::Wait { waiter, id, cancels: self.cancels.clone() }
     }
 
     /// Asks the kernel to end an operation early; its client hears of its end as always (ECANCELED, or a short

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use io_uring::{opcode, squeue, types};
 
-use super::RingClient;
+use super::{OpId, RingClient};
 use crate::mem::Sgl;
 
 /// A file or socket that operations share.
@@ -259,18 +259,31 @@ impl Drop for Waiter {
     }
 }
 
-pub(super) struct Wait(pub(super) Rc<Waiter>);
+pub(super) struct Wait {
+    pub(super) waiter: Rc<Waiter>,
+    pub(super) id: OpId,
+    pub(super) cancels: Rc<RefCell<Vec<OpId>>>,
+}
 
 impl Future for Wait {
     type Output = Completion;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
-        match self.0.got.take() {
+        match self.waiter.got.take() {
             Some(completion) => Poll::Ready(completion),
             None => {
-                self.0.waker.replace(Some(cx.waker().clone()));
+                self.waiter.waker.replace(Some(cx.waker().clone()));
                 Poll::Pending
             }
+        }
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        // The ring holds the other reference for as long as the operation lasts.
+        if Rc::strong_count(&self.waiter) > 1 {
+            self.cancels.borrow_mut().push(self.id);
         }
     }
 }
