@@ -77,7 +77,9 @@ impl NamespaceChannel {
             let parked = std::mem::take(&mut *self.parked.borrow_mut());
             return parked.into_iter().for_each(|issued| there.clone().submit(issued.io));
         }
-        if !self.parked.borrow().is_empty()
+        // A channel that cannot send does not stand in the way of those that can; it is looked at when that changes.
+        if self.namespace.is_usable()
+            && !self.parked.borrow().is_empty()
             && let Some(me) = self.me.upgrade()
             && !self.waiting.replace(true)
         {

@@ -65,7 +65,10 @@ impl World {
 
     /// Submits requests on a shard, all in one turn; their results come with their tags and memory.
     pub fn submit(&self, shard: usize, requests: Vec<Request>) -> Answers {
-        let volume: Arc<dyn Volume> = self.remote.namespace(1).unwrap();
+        self.submit_to(self.remote.namespace(1).unwrap(), shard, requests)
+    }
+
+    pub fn submit_to(&self, volume: Arc<dyn Volume>, shard: usize, requests: Vec<Request>) -> Answers {
         let (tx, rx) = mpsc::channel();
         let origin = self.origin;
         self.shard(shard).run(move |shard| {

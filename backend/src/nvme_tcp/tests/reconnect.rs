@@ -163,3 +163,20 @@ fn a_notice_makes_the_namespaces_looked_at_anew() {
     assert!(world.remote.namespace(1).is_some(), "somebody holds it");
     assert_eq!(world.target.shared.associations.load(SeqCst), 1);
 }
+
+#[test]
+fn a_refused_namespace_holds_up_no_other() {
+    let world = World::new(Manner { nsids: vec![1, 2], ..Manner::default() }, |_| {});
+    let other = world.remote.namespace(2).unwrap();
+    assert_eq!(world.submit_to(other.clone(), 0, vec![read(0, 1)]).take(1)[0].1, Ok(()));
+    world.target.set(|m| m.nsids = vec![1]);
+    world.remote.reset();
+    until("refused", || other.refused().is_some());
+    assert_eq!(world.one(0, read(0, 1)).0, Ok(()));
+    let parked = world.submit_to(other.clone(), 0, vec![read(0, 1)]);
+    assert_eq!(world.one(0, read(0, 1)).0, Ok(()), "with I/O of the other parked");
+    assert!(parked.none_yet());
+    world.target.set(|m| m.nsids = vec![1, 2]);
+    world.remote.reset();
+    assert_eq!(parked.take(1)[0].1, Ok(()));
+}
