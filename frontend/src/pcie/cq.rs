@@ -91,6 +91,7 @@ impl Cq {
     pub fn look(&self, memory: &GuestMemory, bells: &Bells) -> Result<(), InvalidValue> {
         let Some(head) = bells.load(memory, Bell::Head(self.qid)) else { return Ok(()) };
         if head == self.head.get() {
+            self.rejected.set(None);
             return Ok(());
         }
         // It moves towards the tail and not past it.

@@ -90,6 +90,7 @@ impl Sq {
             return Ok(());
         };
         if tail == self.tail.get() {
+            self.rejected.set(None);
             return Ok(());
         }
         if tail >= self.entries {
