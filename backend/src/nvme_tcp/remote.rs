@@ -77,7 +77,7 @@ impl Remote {
             changed: Condvar::new(),
         });
         for pin in pins {
-            remote.add(pin, true);
+            remote.promise(pin);
         }
         let theirs = remote.clone();
         remote.home.run(move |shard| Session::start(theirs, shard));
@@ -107,16 +107,24 @@ impl Remote {
     /// A namespace as it was promised to hosts before, as [`Remote::start`] takes them: a volume at once. If the
     /// controller is known to show another one, or one that can do less, it is refused, and its I/O parked.
     pub fn promise(self: &Arc<Self>, pin: Pin) -> Arc<RemoteNamespace> {
-        let Some(known) = self.namespace(pin.nsid) else { return self.add(pin, true) };
-        let seen = known.pin();
-        if seen.identity.is_still(&pin.identity) && seen.limits.covers(&pin.limits).is_ok() {
+        let mut shared = self.lock();
+        let known = shared.namespaces.get(&pin.nsid).cloned();
+        let seen = known.as_ref().map(|known| known.pin());
+        if let (Some(known), Some(seen)) = (&known, &seen)
+            && seen.identity.is_still(&pin.identity)
+            && seen.limits.covers(&pin.limits).is_ok()
+        {
             known.set_promised();
-            return known;
+            return known.clone();
         }
-        let promised = self.add(pin, true);
-        if known.is_usable() {
+        let promised = Arc::new(RemoteNamespace::new(self.clone(), pin, true));
+        shared.namespaces.insert(promised.nsid(), promised.clone());
+        if let (Some(known), Some(seen)) = (known, seen)
+            && known.is_usable()
+        {
             let _ = promised.seen(&seen.identity, &seen.limits, known.spans());
         }
+        self.announce(shared);
         promised
     }
 
@@ -243,13 +251,11 @@ impl Remote {
         self.lock().namespaces.retain(|nsid, n| !gone(*nsid) || kept(n));
     }
 
-    /// Adds a namespace, which was promised earlier or is seen now.
-    pub(super) fn add(self: &Arc<Self>, pin: Pin, promised: bool) -> Arc<RemoteNamespace> {
-        let namespace = Arc::new(RemoteNamespace::new(self.clone(), pin, promised));
+    /// The namespace under an NSID, which is added if there is none.
+    pub(super) fn known_or(self: &Arc<Self>, pin: Pin) -> Arc<RemoteNamespace> {
         let mut shared = self.lock();
-        shared.namespaces.insert(namespace.nsid(), namespace.clone());
-        self.announce(shared);
-        namespace
+        let entry = shared.namespaces.entry(pin.nsid);
+        entry.or_insert_with(|| Arc::new(RemoteNamespace::new(self.clone(), pin, false))).clone()
     }
 
     /// Tells everyone who waits.

@@ -20,7 +20,7 @@ use super::namespace::Pin;
 use super::promise::{Mailbox, Promise, either, within};
 use super::reason::Reason;
 use super::remote::{Event, Remote, State};
-use super::scan;
+use super::scan::{self, Seen};
 
 /// Bytes of data in a capsule at most, whatever IOCCSZ allows: the largest I/O.
 const MAX_IN_CAPSULE: u64 = 1 << 20;
@@ -273,15 +273,16 @@ impl Inner {
         for nsid in active {
             let seen =
                 self.patiently("identifying a namespace", scan::namespace(controller, facts, nsid)).await;
-            let taken = match (seen, self.remote.namespace(nsid)) {
-                (Ok(seen), known) => {
-                    let pin = || Pin { nsid, identity: seen.identity, limits: seen.limits.clone() };
-                    let namespace = known.unwrap_or_else(|| self.remote.add(pin(), false));
-                    namespace.seen(&seen.identity, &seen.limits, seen.spans)
+            let taken = match seen {
+                Ok(Seen { identity, limits, spans }) => {
+                    let pin = Pin { nsid, identity, limits: limits.clone() };
+                    self.remote.known_or(pin).seen(&identity, &limits, spans)
                 }
-                (Err(reason @ (Reason::Hung | Reason::Timeout(_))), _) => return Err(reason),
-                (Err(reason), Some(known)) => known.refuse(reason),
-                (Err(reason), None) => Err(reason),
+                Err(reason @ (Reason::Hung | Reason::Timeout(_))) => return Err(reason),
+                Err(reason) => match self.remote.namespace(nsid) {
+                    Some(known) => known.refuse(reason),
+                    None => Err(reason),
+                },
             };
             if let Err(reason) = taken {
                 refused.push((nsid, reason));

@@ -180,3 +180,21 @@ fn a_refused_namespace_holds_up_no_other() {
     world.remote.reset();
     assert_eq!(parked.take(1)[0].1, Ok(()));
 }
+
+#[test]
+fn what_was_promised_before_is_held_against_what_is_there() {
+    let world = World::new(Manner::default(), |_| {});
+    let there = world.remote.namespace(1).unwrap();
+    assert!(Arc::ptr_eq(&there, &world.remote.promise(there.pin())), "the same");
+    let mut other = there.pin();
+    other.identity.uuid = Some([1; 16]);
+    let promised = world.remote.promise(other.clone());
+    assert!(matches!(promised.refused(), Some(Reason::Changed(_))));
+    let parked = world.submit_to(promised.clone(), 0, vec![read(0, 1)]);
+    assert!(Arc::ptr_eq(&promised, &world.remote.namespace(1).unwrap()));
+    // It comes back as it was.
+    world.target.set(|m| m.uuid = [1; 16]);
+    world.remote.reset();
+    assert_eq!(parked.take(1)[0].1, Ok(()));
+    assert_eq!(promised.pin(), other);
+}
