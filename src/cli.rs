@@ -56,7 +56,8 @@ pub enum LogFormat {
 /// Which doorbells a vfio-user controller offers.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Doorbells {
-    /// In memory shared with the client: fastest; an idle shard looks at them every 2 ms.
+    /// In memory shared with the client: fastest; an idle shard looks at them every 2 ms, and after seconds
+    /// of quiet every 8 ms.
     Mapped,
     /// By message, with shadow doorbells where the host uses them: an idle shard sleeps.
     Trapped,

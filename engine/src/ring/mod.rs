@@ -287,6 +287,25 @@ mod tests {
 
     use super::*;
 
+    struct Deaf;
+    impl RingClient for Deaf {
+        fn done(self: Rc<Self>, _completion: Completion, _cookie: u64) {}
+    }
+
+    #[test]
+    fn memory_outlives_a_ring_that_was_not_drained() {
+        use std::io::Write;
+        let (mut peer, end) = std::os::unix::net::UnixStream::pair().unwrap();
+        let buf = crate::mem::Buf::new(4096);
+        let ring = Ring::new().unwrap();
+        let fd: Fd = Arc::new(end.into());
+        ring.start(RingOp::Receive { fd, sgl: buf.sgl(0, 4096), skip: 0 }, Rc::new(Deaf), 0);
+        ring.submit();
+        drop(ring);
+        let _ = peer.write_all(&[1; 4096]);
+        assert!(!buf.is_unique(), "the kernel may have it still");
+    }
+
     #[test]
     fn a_bell_rings_once_however_late() {
         let ring = Ring::new().unwrap();

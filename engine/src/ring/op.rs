@@ -193,14 +193,24 @@ impl Slot {
     pub(super) fn entry(&self) -> squeue::Entry {
         let fd = |fd: &Fd| types::Fd(fd.as_raw_fd());
         let (iov, n) = (self.iovecs.as_ptr(), self.iovecs.len() as u32);
-        let one = (self.iovecs.len() == 1).then(|| (self.iovecs[0].iov_base, self.iovecs[0].iov_len as u32));
+        // A single run needs no list, which the kernel would copy.
+        let one = match self.iovecs[..] {
+            [run] => u32::try_from(run.iov_len).ok().map(|len| (run.iov_base.cast::<u8>(), len)),
+            _ => None,
+        };
         match &self.op {
-            Some(RingOp::Read { fd: f, offset, .. }) => {
-                opcode::Readv::new(fd(f), iov, n).offset(*offset).build()
-            }
+            Some(RingOp::Read { fd: f, offset, .. }) => match one {
+                Some((base, len)) => opcode::Read::new(fd(f), base, len).offset(*offset).build(),
+                None => opcode::Readv::new(fd(f), iov, n).offset(*offset).build(),
+            },
             Some(RingOp::Write { fd: f, offset, dsync, .. }) => {
                 let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
-                opcode::Writev::new(fd(f), iov, n).offset(*offset).rw_flags(flags).build()
+                match one {
+                    Some((base, len)) => {
+                        opcode::Write::new(fd(f), base, len).offset(*offset).rw_flags(flags).build()
+                    }
+                    None => opcode::Writev::new(fd(f), iov, n).offset(*offset).rw_flags(flags).build(),
+                }
             }
             Some(RingOp::Fdatasync { fd: f }) => {
                 opcode::Fsync::new(fd(f)).flags(types::FsyncFlags::DATASYNC).build()
@@ -209,7 +219,7 @@ impl Slot {
                 opcode::Fallocate::new(fd(f), *len).mode(*mode).offset(*offset).build()
             }
             Some(RingOp::Receive { fd: f, .. }) => match one {
-                Some((base, len)) => opcode::Recv::new(fd(f), base.cast(), len).build(),
+                Some((base, len)) => opcode::Recv::new(fd(f), base, len).build(),
                 None => opcode::RecvMsg::new(fd(f), self.msghdr.get()).build(),
             },
             Some(RingOp::Send { fd: f, .. }) => {
