@@ -1,6 +1,6 @@
 //! The NVMe/TCP initiator: namespaces of remote controllers as volumes (Base 2.1; NVMe/TCP Transport 1.1).
 //!
-//! A [`Remote`] is the control half. Its [`session`](self) lives on a home shard: it connects, identifies, keeps alive,
+//! A [`Remote`] is the control half. Its *session* lives on a home shard: it connects, identifies, keeps alive,
 //! and connects again for ever. A [`RemoteNamespace`] is an [`engine::Volume`]; its channel on a shard sends over that
 //! shard's *lane*, one I/O queue on a TCP connection of its own that all namespaces of the remote share. Where the
 //! remote grants fewer queues than there are shards, the other shards' channels cross to one that has a queue.
