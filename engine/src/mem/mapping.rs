@@ -36,6 +36,15 @@ unsafe impl Sync for Mapping {}
 
 const PAGE: u64 = 4096;
 
+/// Bytes of the pages that a file is mapped by: those of hugetlbfs by huge ones alone.
+fn page_size(file: &OwnedFd) -> u64 {
+    use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+    match fstatfs(file) {
+        Ok(of) if of.filesystem_type() == HUGETLBFS_MAGIC => (of.block_size() as u64).max(PAGE),
+        _ => PAGE,
+    }
+}
+
 impl Mapping {
     /// `len` bytes of zeroes, private to this process, allocated page by page as they are touched.
     ///
@@ -56,10 +65,12 @@ impl Mapping {
     /// Those of mmap(2) (EACCES when the descriptor's mode does not allow it, ENODEV for what is no memory);
     /// `InvalidInput` for an empty range or one that wraps.
     pub fn shared(file: &OwnedFd, offset: u64, len: usize, writable: bool) -> io::Result<Self> {
-        let skip = offset % PAGE;
+        let page = page_size(file);
+        let skip = offset % page;
         let start = i64::try_from(offset - skip).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let mapped =
-            len.checked_add(skip as usize).filter(|_| len != 0).ok_or(io::ErrorKind::InvalidInput)?;
+        // Whole pages, since huge ones are unmapped by no less.
+        let whole = |len: usize| len.checked_add(skip as usize)?.checked_next_multiple_of(page as usize);
+        let mapped = whole(len).filter(|_| len != 0).ok_or(io::ErrorKind::InvalidInput)?;
         start.checked_add_unsigned(mapped as u64).ok_or(io::ErrorKind::InvalidInput)?;
         let size = NonZeroUsize::new(mapped).ok_or(io::ErrorKind::InvalidInput)?;
         let prot = if writable { ProtFlags::PROT_READ | ProtFlags::PROT_WRITE } else { ProtFlags::PROT_READ };
@@ -173,6 +184,24 @@ mod tests {
         b.sgl(0, 100).unwrap().copy_out(0, &mut back);
         assert_eq!(back, [5; 100]);
         assert!(b.sgl(1, 100).is_none());
+    }
+
+    #[test]
+    fn parts_of_huge_pages_are_mapped_by_whole_ones() {
+        use nix::sys::memfd::{MFdFlags, memfd_create};
+        let fd = memfd_create("huge", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB).unwrap();
+        let huge = page_size(&fd);
+        assert!(huge > PAGE);
+        File::from(fd.try_clone().unwrap()).set_len(2 * huge).unwrap();
+        // As a guest's memory is cut up: not on huge pages' boundaries. A machine without such pages refuses the map.
+        let Ok(map) = Mapping::shared(&fd, huge - 4096, 8192, true) else { return };
+        assert_eq!((map.len(), map.mapped as u64), (8192, 2 * huge));
+        let map = Arc::new(map);
+        map.sgl(0, 8192).unwrap().copy_in(0, &[7; 8192]);
+        let other = Arc::new(Mapping::shared(&fd, huge, 4096, false).unwrap());
+        let mut back = [0; 4096];
+        other.sgl(0, 4096).unwrap().copy_out(0, &mut back);
+        assert_eq!(back, [7; 4096]);
     }
 
     #[test]
