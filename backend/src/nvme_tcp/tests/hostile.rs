@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 
 use nvme_proto::identify::{Cns, ControllerType, IdentifyController, Sgls};
-use nvme_proto::tcp::{CommonHdr, DataHdr, Fes, PduType, TermReq, flags};
+use nvme_proto::tcp::{CommonHdr, DataHdr, Fes, PduType, R2t, TermReq, flags};
 use nvme_proto::zerocopy::{FromBytes, FromZeros, IntoBytes};
 use nvme_proto::{Sqe, Status};
 
@@ -136,20 +136,18 @@ fn h86_r2ts_that_cannot_be() {
     survives("of nothing", big(), RANGE, |p, s| p.r2t(s.cid, 1, 0, 0));
     survives("too long", big(), RANGE, move |p, s| p.r2t(s.cid, 1, 0, len + 1));
     survives("wrapping", big(), RANGE, |p, s| p.r2t(s.cid, 1, 512, u32::MAX));
-    survives("overlapping", big(), RANGE, |p, s| {
-        p.r2t(s.cid, 1, 0, 1024);
-        p.r2t(s.cid, 2, 512, 1024);
-    });
-    survives("too many", big(), LIMIT, |p, s| {
-        // In one segment, so that none is answered between.
-        let mut all = Vec::new();
-        for i in 0..5u32 {
-            let mut h = nvme_proto::tcp::R2t::new_zeroed();
-            h.ch = CommonHdr { pdu_type: PduType::R2t, flags: 0, hlen: 24, pdo: 0, plen: 24 };
-            (h.cccid, h.r2to, h.r2tl) = (s.cid, i * 4, 4);
-            all.extend(h.as_bytes());
-        }
-        p.stream.write_all(&all).unwrap();
+    // Several in one segment, so that none is answered between.
+    let burst = |p: &mut Peer, cid, r2ts: &[(u32, u32)]| {
+        let pdu = |&(r2to, r2tl): &(u32, u32)| {
+            let ch = CommonHdr { pdu_type: PduType::R2t, flags: 0, hlen: 24, pdo: 0, plen: 24 };
+            R2t { ch, cccid: cid, ttag: 1, r2to, r2tl, reserved: 0 }.as_bytes().to_vec()
+        };
+        p.stream.write_all(&r2ts.iter().flat_map(pdu).collect::<Vec<_>>()).unwrap();
+    };
+    survives("overlapping", big(), RANGE, move |p, s| burst(p, s.cid, &[(0, 1024), (512, 1024)]));
+    survives("a gap", big(), RANGE, move |p, s| burst(p, s.cid, &[(0, 512), (1024, 512)]));
+    survives("too many", big(), LIMIT, move |p, s| {
+        burst(p, s.cid, &[(0, 4), (4, 4), (8, 4), (12, 4), (16, 4)]);
     });
 }
 
