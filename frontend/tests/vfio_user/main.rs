@@ -156,6 +156,43 @@ fn f67_memory_goes_and_comes_while_queues_run() {
 }
 
 #[test]
+fn pipelined_maps_keep_their_order_and_their_descriptors() {
+    use std::os::fd::AsFd;
+    let rig = Rig::new("pipelined", Doorbells::Trapped);
+    let mut c = rig.host();
+    let mut q = c.create(1, 16);
+    // Eight files, each with its own bytes, mapped at addresses in the order in which they are asked for.
+    let files: Vec<_> = (0..8u8)
+        .map(|i| {
+            let (map, fd) = engine::mem::Mapping::memfd("part", 8192).unwrap();
+            Arc::new(map).sgl(0, 8192).unwrap().copy_in(0, &[i + 1; 8192]);
+            fd
+        })
+        .collect();
+    let base = 1u64 << 32;
+    let mut asked = Vec::new();
+    for (i, file) in files.iter().enumerate() {
+        let body = [words(&[32, 3]), longs(&[4096, base + i as u64 * 4096, 4096])].concat();
+        asked.push(c.send(command::DMA_MAP, 0, &body, &[file.as_fd()]));
+        asked.push(c.send(command::REGION_READ, 0, &[longs(&[8]), words(&[0, 4])].concat(), &[]));
+    }
+    for id in asked {
+        let (answered, reply) = c.reply();
+        assert_eq!((answered, reply.errno), (id, 0));
+    }
+    for i in 0..8u8 {
+        let page = base + u64::from(i) * 4096;
+        assert!(c.run(&mut q, rw(true, 8 * u64::from(i), 8, page, 0)).status().is_success());
+        assert!(c.run(&mut q, rw(false, 8 * u64::from(i), 8, DATA, 0)).status().is_success());
+        assert_eq!(c.get(DATA, 4096), [i + 1; 4096]);
+    }
+    // One command over all eight.
+    c.put(DATA + 0x10000, &longs(&(1..8).map(|i| DATA + i * 4096).collect::<Vec<_>>()));
+    assert!(c.run(&mut q, rw(false, 0, 64, DATA, DATA + 0x10000)).status().is_success());
+    assert_eq!(c.get(DATA + 7 * 4096, 4096), [8; 4096]);
+}
+
+#[test]
 fn memory_without_a_descriptor_is_reached_by_messages() {
     for narrow in [false, true] {
         by_messages(narrow);
