@@ -111,6 +111,9 @@ struct Closing(Shard);
 
 impl Drop for Closing {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(shard = self.0.id(), "a shard has panicked: its I/O has stopped for good");
+        }
         self.0.close();
     }
 }
