@@ -62,6 +62,8 @@ pub(crate) struct Interrupts {
     shard: Shard,
     one: Sgl,
     msix: RefCell<Vec<Option<Rc<Line>>>>,
+    /// A bit for each vector: it was raised while it had no descriptor.
+    pending: Cell<[u8; 32]>,
     /// The client set up MSI-X: the pin is not used.
     msix_on: Cell<bool>,
     intx: RefCell<Intx>,
@@ -81,6 +83,7 @@ impl Interrupts {
             shard: shard.clone(),
             one,
             msix: RefCell::new(vec![None; usize::from(vectors)]),
+            pending: Cell::default(),
             msix_on: Cell::new(false),
             intx: RefCell::default(),
             mask: Cell::new(0),
@@ -120,8 +123,11 @@ impl Interrupts {
         let lines = fds.map(|fd| self.line(fd)).collect::<Result<Vec<_>, _>>()?;
         self.msix_on.set(true);
         let mut msix = self.msix.borrow_mut();
-        for (to, line) in msix.iter_mut().skip(start).zip(lines) {
+        for ((vector, to), line) in msix.iter_mut().enumerate().skip(start).zip(lines) {
             replace(to, line);
+            if let Some(line) = to.as_ref().filter(|_| self.set_pending(vector, false)) {
+                line.signal();
+            }
         }
         Ok(())
     }
@@ -129,6 +135,7 @@ impl Interrupts {
     /// Takes all vectors away: the pin is used from now on.
     pub fn clear_msix(&self) {
         self.msix_on.set(false);
+        self.pending.set([0; 32]);
         self.msix.borrow_mut().iter_mut().for_each(|line| replace(line, None));
     }
 
@@ -141,11 +148,29 @@ impl Interrupts {
         Ok(())
     }
 
-    /// Signals a vector.
+    /// Signals a vector; one that has no descriptor now is pending until it gets one.
     pub fn raise(&self, vector: u16) {
-        if let Some(Some(line)) = self.msix.borrow().get(usize::from(vector)) {
-            line.signal();
+        match self.msix.borrow().get(usize::from(vector)) {
+            Some(Some(line)) => line.signal(),
+            Some(None) => drop(self.set_pending(vector.into(), true)),
+            None => {}
         }
+    }
+
+    /// Changes a vector's pending bit; what it was.
+    fn set_pending(&self, vector: usize, pending: bool) -> bool {
+        let (at, bit) = (vector / 8, 1 << (vector % 8));
+        let mut all = self.pending.get();
+        let Some(byte) = all.get_mut(at) else { return false };
+        let before = *byte & bit != 0;
+        *byte = if pending { *byte | bit } else { *byte & !bit };
+        self.pending.set(all);
+        before
+    }
+
+    /// The pending bits, as they lie in the function's memory.
+    pub fn pending(&self) -> [u8; 32] {
+        self.pending.get()
     }
 
     /// The pin's level. A level that stays up is signalled anew after each unmask.
@@ -171,6 +196,12 @@ impl Interrupts {
     /// The client masks or unmasks the pin; after an unmask, tell the level again.
     pub fn mask_intx(&self, masked: bool) {
         self.intx.borrow_mut().masked = masked;
+    }
+
+    /// After a reset of the controller: nothing is pending, nothing is masked by INTMS.
+    pub fn forget(&self) {
+        self.pending.set([0; 32]);
+        self.mask.set(0);
     }
 
     /// Takes everything away.

@@ -128,6 +128,28 @@ fn the_pin_interrupts_until_entries_are_consumed() {
 }
 
 #[test]
+fn g83_a_vector_without_a_descriptor_is_pending_until_it_gets_one() {
+    let rig = Rig::new("pending", Doorbells::Mapped);
+    let mut c = rig.host();
+    let (first, second) = (event(), event());
+    assert_eq!(c.vectors(0, &[&first, &second]), 0);
+    let mut q = c.create(1, 16);
+    assert!(c.run(&mut q, rw(true, 0, 8, DATA, 0)).status().is_success());
+    await_event(&second);
+    // Masked: the descriptor is taken away.
+    assert_eq!(c.ask(command::SET_IRQS, &words(&[20, 4 | 32, 2, 1, 1]), &[]).errno, 0);
+    assert!(c.run(&mut q, rw(true, 0, 8, DATA, 0)).status().is_success());
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while c.read(4, 4096, 8) != [2, 0, 0, 0, 0, 0, 0, 0] {
+        assert!(std::time::Instant::now() < until, "the pending bit is never set");
+    }
+    assert!(second.read().is_err());
+    assert_eq!(c.vectors(1, &[&second]), 0);
+    await_event(&second);
+    assert_eq!(c.read(4, 4096, 8), [0; 8]);
+}
+
+#[test]
 fn f67_memory_goes_and_comes_while_queues_run() {
     for (name, doorbells) in BOTH {
         let rig = Rig::new(&format!("unmap-{name}"), doorbells);

@@ -39,7 +39,14 @@ impl Function {
         let Some(at) = inside(space, at, to.len()) else { return };
         match space {
             Space::Config => self.config.borrow().read(at, to),
-            Space::Bar4 => to.copy_from_slice(&self.msix_table.borrow()[at..at + to.len()]),
+            Space::Bar4 => {
+                to.copy_from_slice(&self.msix_table.borrow()[at..at + to.len()]);
+                let pending = self.interrupts.pending();
+                for (byte, at) in to.iter_mut().zip(at..) {
+                    let bits = at.checked_sub(PBA as usize).and_then(|at| pending.get(at));
+                    *byte |= bits.copied().unwrap_or(0);
+                }
+            }
             Space::Bar0 => {
                 let registers = (offset::DOORBELLS as usize).saturating_sub(at).min(to.len());
                 let (registers, doorbells) = to.split_at_mut(registers);

@@ -29,7 +29,7 @@ impl Function {
         self.late.clear();
         self.deleting.borrow_mut().clear();
         self.bells.clear();
-        self.interrupts.mask.set(0);
+        self.interrupts.forget();
         self.update_pin();
     }
 
