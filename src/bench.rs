@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use host::workload::{self, Amount, Histogram, Job, Ledger, Pattern, Report, parse_size};
 use host::{Queue, tcp, vfio_user};
 use nvme_proto::Nqn;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::Bench;
 
@@ -71,8 +72,8 @@ pub fn run(args: &Bench) -> anyhow::Result<()> {
 /// When the signal cannot be taken.
 pub fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, flag.clone()).context("take SIGINT")?;
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, flag.clone()).context("take signals")?;
     }
     Ok(flag)
 }

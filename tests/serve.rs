@@ -5,7 +5,7 @@ mod common;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::free_port;
@@ -130,6 +130,42 @@ fn what_is_taken_away_can_be_made_again_at_once() {
         assert!(ended, "the connection outlives the controller that it came through");
         grpc.delete_namespace("subsys0", "disk").unwrap();
         grpc.delete_aio_volume("file").unwrap();
+    }
+}
+
+#[test]
+fn it_ends_in_order_under_load() {
+    let mut server = Server::start(&["--shards", "2"]);
+    let grpc = Grpc::connect(server.grpc());
+    declare(&server, &grpc);
+    let port = free_port();
+    grpc.tcp_controller("subsys0", "over-tcp", port).unwrap();
+    grpc.pcie_controller("subsys0", "over-pcie").unwrap();
+    let socket = server.path("ctrlr/subsys0/cntrl");
+    let address = format!("127.0.0.1:{port}");
+    let ways = [vec!["--tcp", &address, "--nqn", NQN], vec!["--vfio-user", socket.to_str().unwrap()]];
+    let mut hosts = ways.map(|way| {
+        let mut host = server.command();
+        host.arg("bench").args(way).args([
+            "--pattern",
+            "randrw",
+            "--depth",
+            "32",
+            "--seconds",
+            "60",
+            "--quiet",
+        ]);
+        host.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    });
+    let busy = |id| grpc.controller_stats("subsys0", id).unwrap().write_ops_count > 100;
+    while !(busy("over-tcp") && busy("over-pcie")) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(server.terminate().success(), "{}", server.log());
+    assert!(std::fs::read_dir(server.path("ctrlr")).unwrap().next().is_none());
+    assert!(!server.log().contains("WARN") && !server.log().contains("ERROR"), "{}", server.log());
+    for host in &mut hosts {
+        assert!(!host.wait().unwrap().success(), "a host notices that its controller is gone");
     }
 }
 

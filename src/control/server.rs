@@ -31,7 +31,7 @@ const RESETS: usize = 32;
 /// Bytes of a request's headers.
 const HEADERS: u32 = 16 << 10;
 /// How long calls under way may take after the server was asked to end.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(3);
 /// A silent client is asked whether it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
@@ -46,8 +46,8 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves the API on `listener` until `shutdown` is done; calls under way then have ten seconds to end. What they
-/// changed is always whole.
+/// Serves the API on `listener` until `shutdown` is done; calls under way then have three seconds to be answered. What
+/// they changed is always whole.
 ///
 /// # Errors
 /// The listener fails.

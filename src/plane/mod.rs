@@ -92,7 +92,7 @@ impl Plane {
         let end = Instant::now() + patience;
         let subsystems: Vec<_> = lock(&self.subsystems).values().cloned().collect();
         for subsystem in &subsystems {
-            self.close_controllers(subsystem);
+            self.close_controllers(subsystem, end);
         }
         self.target.close();
         flush::all(&self.shards, subsystems.iter().flat_map(|s| s.volumes()), end);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::Volume;
 use frontend::tcp::Target;
@@ -164,29 +164,30 @@ impl Plane {
         let entry = self.subsystem(subsystem)?;
         let exposed = lock(&entry.controllers).remove(name);
         match exposed {
-            Some(exposed) => self.close_exposed(&entry, exposed),
+            Some(exposed) => self.close_exposed(&entry, exposed, ENDING),
             None => refuse(Failure::Precondition, format!("there is no controller {name}")),
         }
     }
 
-    fn close_exposed(&self, entry: &SubsystemEntry, exposed: Exposed) -> PlaneResult<()> {
+    fn close_exposed(&self, entry: &SubsystemEntry, exposed: Exposed, patience: Duration) -> PlaneResult<()> {
         match exposed {
             Exposed::Tcp(address) => {
                 self.target.unlisten(address, entry.subsystem.nqn());
                 self.pass_a_turn();
                 Ok(())
             }
-            Exposed::Pcie { handle, .. } => match handle.close(ENDING) {
+            Exposed::Pcie { handle, .. } => match handle.close(patience) {
                 true => Ok(()),
                 false => refuse(Failure::Unavailable, "the controller's I/O does not end"),
             },
         }
     }
 
-    /// Closes all controllers of a subsystem.
-    pub(super) fn close_controllers(&self, entry: &SubsystemEntry) {
+    /// Closes all controllers of a subsystem, until `end`.
+    pub(super) fn close_controllers(&self, entry: &SubsystemEntry, end: Instant) {
         for (name, exposed) in std::mem::take(&mut *lock(&entry.controllers)) {
-            if let Err(e) = self.close_exposed(entry, exposed) {
+            let patience = end.saturating_duration_since(Instant::now());
+            if let Err(e) = self.close_exposed(entry, exposed, patience) {
                 tracing::warn!(subsystem = entry.name, controller = name, "{e}");
             }
         }

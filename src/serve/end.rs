@@ -5,24 +5,25 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
-use signal_hook::consts::TERM_SIGNALS;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The whole of an orderly end takes no longer.
 const BOUND: Duration = Duration::from_secs(25);
 
-/// SIGTERM and SIGINT.
+/// SIGTERM, SIGINT and SIGHUP.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
     /// Takes the signals: from now on the second one ends the process at once.
     pub(super) fn take(runtime: &Runtime) -> anyhow::Result<Self> {
         let seen = Arc::new(AtomicBool::new(false));
-        for &number in TERM_SIGNALS {
+        for number in [SIGTERM, SIGINT, SIGHUP] {
             // In this order: the first signal finds the flag still down.
             signal_hook::flag::register_conditional_shutdown(number, 1, seen.clone())
                 .context("take signals")?;
@@ -32,6 +33,7 @@ impl Signals {
         Ok(Signals {
             terminate: signal(SignalKind::terminate()).context("take SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("take SIGINT")?,
+            hang_up: signal(SignalKind::hangup()).context("take SIGHUP")?,
         })
     }
 
@@ -40,6 +42,7 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => tracing::info!("SIGTERM: ending"),
             _ = self.interrupt.recv() => tracing::info!("SIGINT: ending"),
+            _ = self.hang_up.recv() => tracing::info!("SIGHUP: ending"),
         }
     }
 }

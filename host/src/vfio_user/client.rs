@@ -271,7 +271,10 @@ impl Client {
         if self.socket.set_nonblocking(true).is_err() {
             return true;
         }
-        let closed = matches!(self.socket.read(&mut [0]), Ok(0));
+        let closed = match self.socket.read(&mut [0]) {
+            Ok(n) => n == 0,
+            Err(e) => !matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+        };
         let _ = self.socket.set_nonblocking(false);
         closed
     }

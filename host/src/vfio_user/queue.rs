@@ -12,6 +12,8 @@ use super::client::Client;
 use crate::{Command, Done, Error, Kind, Namespace, Queue, Result};
 
 const PAGE: usize = 4096;
+/// Polls that find nothing between two looks at the socket.
+const LOOK: u32 = 1 << 14;
 
 /// A submission and a completion queue of equal size.
 pub(super) struct Rings {
@@ -105,6 +107,10 @@ impl Rings {
         if std::mem::take(&mut self.dirty) { self.ring(false, self.tail) } else { Ok(()) }
     }
 
+    fn is_closed(&self) -> bool {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).is_closed()
+    }
+
     pub(super) fn ring_cq(&self) -> Result<()> {
         self.ring(true, self.head)
     }
@@ -135,6 +141,8 @@ pub struct IoQueue {
     /// Of each tag: its buffer, and where that and its PRP list lie for the device.
     buffers: Vec<(Sgl, u64, u64)>,
     busy: Vec<bool>,
+    /// Polls in a row that found nothing.
+    empty: u32,
 }
 
 impl IoQueue {
@@ -162,7 +170,14 @@ impl IoQueue {
             }
             buffers.push((data, first, iova + list_at as u64));
         }
-        Ok(IoQueue { rings, namespace, max_transfer, buffers, busy: vec![false; usize::from(depth)] })
+        Ok(IoQueue {
+            rings,
+            namespace,
+            max_transfer,
+            buffers,
+            busy: vec![false; usize::from(depth)],
+            empty: 0,
+        })
     }
 }
 
@@ -213,6 +228,15 @@ impl Queue for IoQueue {
             }
             done.push(Done { tag: cqe.cid, status: cqe.status() });
         }
-        if done.len() > before { self.rings.ring_cq() } else { Ok(()) }
+        if done.len() > before {
+            self.empty = 0;
+            return self.rings.ring_cq();
+        }
+        // Memory does not tell that the server is gone: its socket does.
+        self.empty = self.empty.wrapping_add(1);
+        match self.empty.is_multiple_of(LOOK) && self.rings.is_closed() {
+            true => Err(Error::Protocol("the server closed the connection".into())),
+            false => Ok(()),
+        }
     }
 }
