@@ -23,7 +23,7 @@ use crate::queue::{Completion, Data, Direction, Outcome, Queue, Ticket, Transpor
 pub(crate) const PAGE: u64 = 4096;
 const ENTRY: u64 = size_of::<Sqe>() as u64;
 /// Commands that one queue fetches before another one's turn comes.
-const BATCH: usize = 64;
+const BATCH: usize = 32;
 
 /// A submission queue.
 pub(crate) struct Sq {
