@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use backend::file::{FileVolume, Options as FileOptions};
 use frontend::Doorbells;
 use frontend::vfio_user::Reject;
 use nvme_proto::{Sqe, Status};
 
-use crate::client::{Client, DATA, Queue, RAM, command, rw};
+use crate::client::{Client, DATA, Queue, RAM, command, longs, rw};
 use crate::parked::Parked;
 use crate::rig::Rig;
 
@@ -121,4 +122,44 @@ fn a_second_client_waits_for_the_first_to_go() {
     assert!(!second.is_finished());
     drop(first);
     assert_eq!(second.join().unwrap(), 0, "nothing of the first is left");
+}
+
+#[test]
+fn f67_the_kernel_lets_go_of_unmapped_memory_too() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(32 << 20).unwrap();
+    let volume = FileVolume::open(None, file.path(), FileOptions::default()).unwrap();
+    let rig = Rig::over("kernel", Doorbells::Mapped, volume);
+    let mut c = rig.connect();
+    assert_eq!(c.map(0, 0, DATA, true), 0);
+    assert_eq!(c.map(DATA, DATA, RAM as u64 - DATA, true), 0);
+    c.map_doorbells();
+    c.enable();
+    let mut q = c.create(1, 64);
+    // Sixteen blocks of 64 KiB, each with its own bytes, written whole.
+    let pages: Vec<u64> = (0..16).map(|page| page * 4096).collect();
+    for i in 0..16u64 {
+        let at = DATA + i * 0x10000;
+        c.put(at, &[i as u8 + 1; 0x10000]);
+        c.put(0x200000 + i * 128, &longs(&pages.iter().skip(1).map(|p| at + p).collect::<Vec<_>>()));
+        assert!(c.run(&mut q, rw(true, i * 128, 128, at, 0x200000 + i * 128)).status().is_success());
+    }
+    for round in 0..10 {
+        for i in 0..16u64 {
+            c.submit(&mut q, rw(false, i * 128, 128, DATA + i * 0x10000, 0x200000 + i * 128));
+        }
+        assert_eq!(c.unmap(DATA, RAM as u64 - DATA), 0);
+        // Nothing of it lands any more.
+        c.put(DATA, &[0xee; 16 * 0x10000]);
+        for _ in 0..16 {
+            c.wait(&mut q);
+        }
+        assert!(c.get(DATA, 16 * 0x10000).iter().all(|b| *b == 0xee), "round {round}");
+        assert_eq!(c.map(DATA, DATA, RAM as u64 - DATA, true), 0);
+    }
+    for i in 0..16u64 {
+        let at = DATA + i * 0x10000;
+        assert!(c.run(&mut q, rw(false, i * 128, 128, at, 0x200000 + i * 128)).status().is_success());
+        assert_eq!(c.get(at, 0x10000), [i as u8 + 1; 0x10000]);
+    }
 }
