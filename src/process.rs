@@ -38,6 +38,19 @@ pub fn raise_open_files() {
     }
 }
 
+/// Has a panic on a shard end the process. Hosts would wait for ever for what was on that shard; a process that ends is
+/// started again, and finds all that was declared.
+pub fn end_when_a_shard_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        if std::thread::current().name().is_some_and(|name| name.starts_with("shard")) {
+            tracing::error!("a shard panicked, which is a bug: the process ends");
+            std::process::abort();
+        }
+    }));
+}
+
 /// CPU time that a process and its threads have had.
 pub fn cpu_time(pid: u32) -> Option<std::time::Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

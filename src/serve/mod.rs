@@ -40,6 +40,7 @@ pub fn run(args: &Serve) -> anyhow::Result<()> {
         .context("start the control plane's threads")?;
     let signals = Signals::take(&runtime)?;
     process::raise_open_files();
+    process::end_when_a_shard_panics();
     let settings = settings(args)?;
     let shards = Shards::start(&shards(args)).context("start the shards")?;
     let plane = Arc::new(Plane::new(settings, shards.handles())?);
