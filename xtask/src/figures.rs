@@ -55,12 +55,12 @@ fn take(program: &Path, options: &Options, directory: &Path) -> Result<String> {
     let (direct, far) = (free_port()?, free_port()?);
     let nqn = |name: &str| format!("nqn.2024-01.org.isthmus:figures-{name}");
     let mut first = String::new();
-    subsystem(&mut first, "direct", &nqn("direct"), "ram");
-    subsystem(&mut first, "far", &nqn("far"), "farram");
+    subsystem(&mut first, "direct", &nqn("direct"), "near-ram");
+    subsystem(&mut first, "away", &nqn("away"), "away-ram");
     listener(&mut first, "direct", direct);
-    listener(&mut first, "far", far);
+    listener(&mut first, "away", far);
     socket(&mut first, "direct");
-    for volume in ["ram", "farram"] {
+    for volume in ["near-ram", "away-ram"] {
         write!(first, "[[malloc_volumes]]\nid = \"{volume}\"\nblock_size = 4096\nblocks_count = 65536\n\n")?;
     }
     // The chain's remote is this same process, so that all of it is on one CPU: it is declared once its target is there.
@@ -73,7 +73,7 @@ fn take(program: &Path, options: &Options, directory: &Path) -> Result<String> {
          [[encrypted_volumes]]\nid = \"secret\"\nvolume_name_ref = \"remoten1\"\ncipher = \"ENCRYPTION_TYPE_AES_XTS_256\"\n\
          key_file = \"{}\"\n\n\
          [[qos_volumes]]\nid = \"calm\"\nvolume_name_ref = \"secret\"\nlimits = {{ max = {{ rw_iops_kiops = 10000 }} }}\n\n",
-        nqn("far"),
+        nqn("away"),
         directory.join("key").display(),
     )?;
     subsystem(&mut second, "whole", &nqn("whole"), "calm");
