@@ -109,13 +109,10 @@ fn show(args: &cli::Demo, directory: &Path, stop: &AtomicBool) -> anyhow::Result
         let (iops, busy) = (report.iops(), busy * 100.0);
         println!("  {what:28} {iops:7.0} {:9.1} {:9.1} {:9.1}   {busy:4.0} %", us(0.5), us(0.99), us(0.999));
     }
-    let before = cpu_time(bridge.pid());
-    let idle = Duration::from_secs(2);
-    let begin = Instant::now();
-    while begin.elapsed() < idle {
-        std::thread::sleep(Duration::from_millis(50));
-        ensure!(!stop.load(Ordering::Relaxed), "interrupted");
-    }
+    // The process comes to rest over some seconds: it looks at doorbells ever more rarely.
+    rest(Duration::from_secs(5), stop)?;
+    let (before, begin) = (cpu_time(bridge.pid()), Instant::now());
+    rest(Duration::from_secs(5), stop)?;
     let busy = (cpu_time(bridge.pid()) - before).as_secs_f64() / begin.elapsed().as_secs_f64() * 100.0;
     println!("  {:28} {:7} {:9} {:9} {:9}   {busy:4.1} %", "idle, connected", "", "", "", "");
 
@@ -158,6 +155,16 @@ fn stage(
         eprint!("\r\x1b[K");
     }
     result.with_context(|| what.to_owned())
+}
+
+/// Does nothing for a while.
+fn rest(time: Duration, stop: &AtomicBool) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    while begin.elapsed() < time {
+        std::thread::sleep(Duration::from_millis(50));
+        ensure!(!stop.load(Ordering::Relaxed), "interrupted");
+    }
+    Ok(())
 }
 
 /// Flushes, so that what was written is on the medium.
