@@ -4,8 +4,9 @@ use std::error::Error;
 use std::path::PathBuf;
 
 /// The files that declare services; they import the others.
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "inventory/inventory.proto",
+    "isthmus/fault.proto",
     "storage/backend_aio.proto",
     "storage/backend_malloc.proto",
     "storage/backend_null.proto",
@@ -25,7 +26,7 @@ const SECRETIVE: [&str; 3] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for directory in ["google", "inventory", "storage"] {
+    for directory in ["google", "inventory", "isthmus", "storage"] {
         println!("cargo:rerun-if-changed={directory}");
     }
     let mut compiler = protox::Compiler::new(["."])?;
@@ -37,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
     let mut config = tonic_prost_build::Config::new();
-    config.enable_type_names();
+    config.enable_type_names().include_file("packages.rs");
     tonic_prost_build::configure()
         .generate_default_stubs(true)
         .skip_debug(SECRETIVE)

@@ -94,9 +94,16 @@ pub struct Serve {
     /// Shards to serve on when `--cpus` is not given.
     #[arg(long, env = "ISTHMUS_SHARDS", default_value_t = 1, value_name = "N", conflicts_with = "cpus")]
     pub shards: usize,
-    /// Doorbells of vfio-user controllers.
-    #[arg(long, env = "ISTHMUS_DOORBELLS", default_value = "mapped", value_name = "KIND")]
-    pub doorbells: Doorbells,
+    /// Doorbells of vfio-user controllers, by the PCIe port that they are on: the first for controllers declared with
+    /// `port_id` 0, the next for `port_id` 1, such as `mapped,trapped`.
+    #[arg(
+        long,
+        env = "ISTHMUS_DOORBELLS",
+        default_value = "mapped",
+        value_delimiter = ',',
+        value_name = "KINDS"
+    )]
+    pub doorbells: Vec<Doorbells>,
     /// End when the process that started this one ends.
     #[arg(long, hide = true)]
     pub die_with_parent: bool,

@@ -79,6 +79,11 @@ impl FaultVolume {
         }
     }
 
+    /// Whether writes stay in a volatile cache.
+    pub fn has_cache(&self) -> bool {
+        self.cache.is_some()
+    }
+
     /// Blocks that a power cut could lose now.
     pub fn unflushed(&self) -> usize {
         self.cache().map_or(0, |cache| cache.unflushed())

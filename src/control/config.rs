@@ -47,7 +47,7 @@ const STAGES: [&[Kind]; 7] = [
     &[Kind::Remote],
     &[Kind::Path],
     &[Kind::Malloc, Kind::Null, Kind::Aio],
-    &[Kind::Qos, Kind::Encrypted],
+    &[Kind::Qos, Kind::Encrypted, Kind::Fault],
     &[Kind::Subsystem],
     &[Kind::Namespace],
     &[Kind::Controller],

@@ -114,6 +114,23 @@ impl DataPlane for Double {
         self.call(format!("set_maxima {}", maxima.rw_iops_kiops))
     }
 
+    fn fault(&self, below: Arc<dyn Volume>, faults: fault::Faults) -> PlaneResult<Arc<dyn Volume>> {
+        self.call(format!("fault {} {}", below.limits().blocks, faults.rules.len()))?;
+        Ok(volume(below.limits()))
+    }
+
+    fn set_faults(&self, _volume: &Arc<dyn Volume>, faults: fault::Faults) -> PlaneResult<()> {
+        self.call(format!("set_faults {}", faults.rules.len()))
+    }
+
+    fn cut_power(&self, _volume: &Arc<dyn Volume>, seed: u64) -> PlaneResult<()> {
+        self.call(format!("cut_power {seed}"))
+    }
+
+    fn unflushed(&self, _volume: &Arc<dyn Volume>) -> PlaneResult<u64> {
+        Ok(3)
+    }
+
     fn close_volume(&self, volume: Arc<dyn Volume>) -> PlaneResult<()> {
         self.call(format!("close {}", volume.limits().blocks))
     }
@@ -149,8 +166,11 @@ impl DataPlane for Double {
         controller: &str,
         config: &ControllerConfig,
     ) -> PlaneResult<Option<u16>> {
+        if matches!(config.endpoint, Endpoint::Pcie { port: 1.. }) {
+            return Err(PlaneError::new(Failure::Invalid, "only port 0 is supported for vfiouser"));
+        }
         self.call(format!("controller {subsystem} {controller}"))?;
-        Ok((config.endpoint == Endpoint::Pcie).then(|| config.cntlid.unwrap_or(9)))
+        Ok(matches!(config.endpoint, Endpoint::Pcie { .. }).then(|| config.cntlid.unwrap_or(9)))
     }
 
     fn remove_controller(&self, subsystem: &str, controller: &str) -> PlaneResult<()> {

@@ -1,4 +1,4 @@
-//! The control plane: OPI's storage API over gRPC, the declared objects, and their persistence.
+//! The control plane: OPI's storage API over gRPC and what Isthmus adds to it, the declared objects, and their persistence.
 //!
 //! A request is validated by its service, becomes an object in the [registry], is built in the [data plane](plane), and
 //! is kept in the [state directory](store) so that the next process builds it again.
@@ -9,6 +9,7 @@ pub mod config;
 #[cfg(test)]
 mod double;
 mod encryption;
+mod fault;
 mod frontend_nvme;
 mod locks;
 mod malloc;

@@ -4,13 +4,18 @@ use std::sync::Arc;
 
 use engine::Volume;
 use prost::{DecodeError, Message as _};
-use proto::storage as opi;
 use tonic::Status;
 
 use super::plane::Counters;
 use super::registry::{Entry, Registry};
 use super::schema::Schema;
 use super::secret::Secret;
+
+/// The messages that are declared.
+mod messages {
+    pub use proto::isthmus::*;
+    pub use proto::storage::*;
+}
 
 /// A value that no two objects may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +116,7 @@ macro_rules! kinds {
         /// A declared object of any kind.
         #[derive(Clone, Debug, PartialEq)]
         pub(crate) enum Object {
-            $($(#[$doc])* $kind(opi::$message),)*
+            $($(#[$doc])* $kind(messages::$message),)*
         }
 
         impl Kind {
@@ -130,12 +135,12 @@ macro_rules! kinds {
 
             /// The full name of the message type.
             pub fn message(self) -> String {
-                match self { $(Kind::$kind => <opi::$message as prost::Name>::full_name(),)* }
+                match self { $(Kind::$kind => <messages::$message as prost::Name>::full_name(),)* }
             }
 
             /// Reads an encoded message of this kind.
             pub fn decode(self, bytes: &[u8]) -> Result<Object, DecodeError> {
-                Ok(match self { $(Kind::$kind => Object::$kind(opi::$message::decode(bytes)?),)* })
+                Ok(match self { $(Kind::$kind => Object::$kind(messages::$message::decode(bytes)?),)* })
             }
         }
 
@@ -153,13 +158,13 @@ macro_rules! kinds {
             }
         }
 
-        $(impl From<opi::$message> for Object {
-            fn from(message: opi::$message) -> Self {
+        $(impl From<messages::$message> for Object {
+            fn from(message: messages::$message) -> Self {
                 Object::$kind(message)
             }
         }
 
-        impl Declared for opi::$message {
+        impl Declared for messages::$message {
             const KIND: Kind = Kind::$kind;
 
             fn of(object: &Object) -> Option<&Self> {
@@ -193,6 +198,8 @@ kinds! {
     Encrypted: EncryptedVolume, "encryptedVolumes", "encrypted_volume";
     /// A rate-limited volume.
     Qos: QosVolume, "qosVolumes", "qos_volume";
+    /// A volume with faults.
+    Fault: FaultVolume, "faultVolumes", "fault_volume";
     /// A subsystem.
     Subsystem: NvmeSubsystem, "nvmeSubsystems", "nvme_subsystem";
     /// A namespace.
@@ -210,7 +217,7 @@ impl Kind {
 
     /// Whether its objects are volumes, which share the names `volumes/*`.
     pub fn is_volume(self) -> bool {
-        matches!(self, Kind::Malloc | Kind::Null | Kind::Aio | Kind::Encrypted | Kind::Qos)
+        matches!(self, Kind::Malloc | Kind::Null | Kind::Aio | Kind::Encrypted | Kind::Qos | Kind::Fault)
     }
 
     /// The kind that its objects are children of.

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use engine::Volume;
 use engine::stats::{Kind, Snapshot, Sums};
+use fault::Faults;
+pub use middleend::{Maxima, fault};
 
 /// The data plane: volumes, the subsystems that show them, and the remote controllers that hold them.
 ///
@@ -34,6 +36,18 @@ pub trait DataPlane: Send + Sync + 'static {
 
     /// Changes the maxima of a volume that [`DataPlane::qos`] returned.
     fn set_maxima(&self, volume: &Arc<dyn Volume>, maxima: &Maxima) -> PlaneResult<()>;
+
+    /// A volume over `below` that misbehaves as it is told.
+    fn fault(&self, below: Arc<dyn Volume>, faults: Faults) -> PlaneResult<Arc<dyn Volume>>;
+
+    /// Puts other rules in the place of those of a volume that [`DataPlane::fault`] returned.
+    fn set_faults(&self, volume: &Arc<dyn Volume>, faults: Faults) -> PlaneResult<()>;
+
+    /// Cuts the power of a volume that [`DataPlane::fault`] returned.
+    fn cut_power(&self, volume: &Arc<dyn Volume>, seed: u64) -> PlaneResult<()>;
+
+    /// Blocks of a volume that [`DataPlane::fault`] returned that a power cut could lose.
+    fn unflushed(&self, volume: &Arc<dyn Volume>) -> PlaneResult<u64>;
 
     /// Lets a volume go that nothing uses any more, and with it the file lock, memory or connection that it holds.
     fn close_volume(&self, volume: Arc<dyn Volume>) -> PlaneResult<()>;
@@ -140,23 +154,6 @@ impl PlaneError {
     }
 }
 
-/// Maxima of a rate-limited volume; zero for none. A megabyte is 1048576 bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Maxima {
-    /// Thousands of reads a second.
-    pub rd_iops_kiops: u64,
-    /// Thousands of writes a second.
-    pub wr_iops_kiops: u64,
-    /// Thousands of reads and writes a second.
-    pub rw_iops_kiops: u64,
-    /// Megabytes read a second.
-    pub rd_bandwidth_mbs: u64,
-    /// Megabytes written a second.
-    pub wr_bandwidth_mbs: u64,
-    /// Megabytes read and written a second.
-    pub rw_bandwidth_mbs: u64,
-}
-
 /// What a subsystem is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubsystemConfig {
@@ -201,8 +198,11 @@ pub struct ControllerConfig {
 /// Where hosts find a controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// A vfio-user socket.
-    Pcie,
+    /// A vfio-user socket; the function's port decides how it is served.
+    Pcie {
+        /// The port.
+        port: u32,
+    },
     /// NVMe over TCP; the address may serve other subsystems too.
     Tcp(SocketAddr),
 }

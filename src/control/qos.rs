@@ -11,11 +11,9 @@ use proto::storage::{
 };
 use tonic::{Request, Response, Status};
 
-use super::names;
 use super::object::{Kind, Resource, Site};
 use super::plane::{Counters, Maxima};
 use super::registry::{Entry, Registry};
-use super::schema::missing_field;
 use super::secret::Secret;
 use super::service::{Control, volume_counters};
 
@@ -66,25 +64,6 @@ fn maxima(volume: &QosVolume) -> Result<Maxima, Status> {
     Ok(maxima)
 }
 
-/// The volume with what an update changes.
-fn changed(
-    registry: &Registry,
-    old: &QosVolume,
-    update: &QosVolume,
-    mask: &[String],
-) -> Result<QosVolume, Status> {
-    let mut new = registry.schema().apply_mask(old, update, mask)?;
-    if new.volume_name_ref != old.volume_name_ref {
-        let (from, to) = (names::shown(&old.volume_name_ref), names::shown(&new.volume_name_ref));
-        return Err(Status::invalid_argument(format!(
-            "Change of underlying volume {from} to a new one {to} is forbidden"
-        )));
-    }
-    registry.schema().check_required(&new, Kind::Qos.field())?;
-    new.validate(&Secret::default())?;
-    Ok(new)
-}
-
 #[tonic::async_trait]
 impl MiddleendQosVolumeService for Control {
     async fn create_qos_volume(
@@ -108,20 +87,10 @@ impl MiddleendQosVolumeService for Control {
         request: Request<UpdateQosVolumeRequest>,
     ) -> Result<Response<QosVolume>, Status> {
         let UpdateQosVolumeRequest { qos_volume, update_mask, allow_missing } = request.into_inner();
-        let update = qos_volume.ok_or_else(|| missing_field("qos_volume"))?;
-        let name = names::canonical(Kind::Qos, &update.name)?;
-        if allow_missing && self.registry().entry(&name).is_none() {
-            return self.create("", Some(update), names::id(&name)).await.map(Response::new);
-        }
-        let mask = update_mask.unwrap_or_default().paths;
-        let updated = self.run(move |registry| {
-            let change = |old: &QosVolume| changed(registry, old, &update, &mask);
-            let apply = |new: &QosVolume, volume: &Arc<dyn Volume>| {
-                Ok(registry.plane().set_maxima(volume, &maxima(new)?)?)
-            };
-            registry.update(&name, change, apply)
-        });
-        updated.await.map(Response::new)
+        self.update(qos_volume, update_mask, allow_missing, |registry, new, volume| {
+            Ok(registry.plane().set_maxima(volume, &maxima(new)?)?)
+        })
+        .await
     }
 
     async fn list_qos_volumes(

@@ -1,9 +1,10 @@
-//! The gRPC server: OPI's services, reflection and health.
+//! The gRPC server: OPI's services, Isthmus's own, reflection and health.
 
 use std::future::Future;
 use std::time::Duration;
 
 use proto::inventory::inventory_service_server::InventoryServiceServer;
+use proto::isthmus::fault_volume_service_server::FaultVolumeServiceServer;
 use proto::storage::aio_volume_service_server::AioVolumeServiceServer;
 use proto::storage::frontend_nvme_service_server::FrontendNvmeServiceServer;
 use proto::storage::frontend_virtio_blk_service_server::FrontendVirtioBlkServiceServer;
@@ -85,6 +86,7 @@ pub async fn serve(
         .add_service(service!(NullVolumeServiceServer))
         .add_service(service!(AioVolumeServiceServer))
         .add_service(service!(InventoryServiceServer))
+        .add_service(service!(FaultVolumeServiceServer))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(health_service);

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use engine::Volume;
+use prost_types::FieldMask;
 use proto::storage::VolumeStats;
 use tonic::{Response, Status};
 
@@ -101,6 +103,28 @@ impl Control {
         Ok((objects?, next))
     }
 
+    /// Changes a volume in place. `apply` carries the new words out on it, and is called with the old ones if the new
+    /// cannot be kept.
+    pub(crate) async fn update<R: Resource>(
+        &self,
+        update: Option<R>,
+        mask: Option<FieldMask>,
+        allow_missing: bool,
+        apply: impl Fn(&Registry, &R, &Arc<dyn Volume>) -> Result<(), Status> + Send + 'static,
+    ) -> Result<Response<R>, Status> {
+        let mut update = update.ok_or_else(|| missing_field(R::KIND.field()))?;
+        let name = names::canonical(R::KIND, update.name_mut())?;
+        if allow_missing && self.registry().entry(&name).is_none() {
+            return self.create("", Some(update), names::id(&name)).await.map(Response::new);
+        }
+        let mask = mask.unwrap_or_default().paths;
+        let updated = self.run(move |registry| {
+            let change = |old: &R| changed(registry, old, &update, &mask);
+            registry.update(&name, change, |new, volume| apply(registry, new, volume))
+        });
+        updated.await.map(Response::new)
+    }
+
     /// Takes an object away.
     pub(crate) async fn delete(
         &self,
@@ -125,6 +149,20 @@ impl Control {
         object.observe(self.registry(), entry);
         Ok(object)
     }
+}
+
+/// An object with what an update changes.
+fn changed<R: Resource>(registry: &Registry, old: &R, update: &R, mask: &[String]) -> Result<R, Status> {
+    let mut new = registry.schema().apply_mask(old, update, mask)?;
+    if new.volume_ref() != old.volume_ref() {
+        let [from, to] = [old, &new].map(|object| names::shown(object.volume_ref().unwrap_or_default()));
+        return Err(Status::invalid_argument(format!(
+            "Change of underlying volume {from} to a new one {to} is forbidden"
+        )));
+    }
+    registry.schema().check_required(&new, R::KIND.field())?;
+    new.validate(&Secret::default())?;
+    Ok(new)
 }
 
 /// Counters of an entry that is an `R`.

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use engine::{ShardHandle, Volume};
 use frontend::tcp::{Target, TargetConfig};
 
+use crate::control::plane::fault::Faults;
 use crate::control::plane::{
     ControllerConfig, Counters, DataPlane, Failure, Maxima, NamespaceConfig, PathConfig, PlaneError,
     PlaneResult, Promised, RemoteConfig, RemoteNamespace, SubsystemConfig,
@@ -38,8 +39,8 @@ pub struct Settings {
     pub socket_mode: u32,
     /// Group of the sockets, by number; `None` for the process's own.
     pub socket_group: Option<u32>,
-    /// Doorbells of vfio-user controllers.
-    pub doorbells: Doorbells,
+    /// Doorbells of vfio-user controllers by the port that they are on; at least one.
+    pub doorbells: Vec<Doorbells>,
 }
 
 /// The data plane of this process.
@@ -142,6 +143,22 @@ impl DataPlane for Plane {
 
     fn set_maxima(&self, volume: &Arc<dyn Volume>, maxima: &Maxima) -> PlaneResult<()> {
         lock(&self.volumes).set_maxima(volume, maxima)
+    }
+
+    fn fault(&self, below: Arc<dyn Volume>, faults: Faults) -> PlaneResult<Arc<dyn Volume>> {
+        Ok(lock(&self.volumes).fault(below, faults))
+    }
+
+    fn set_faults(&self, volume: &Arc<dyn Volume>, faults: Faults) -> PlaneResult<()> {
+        lock(&self.volumes).set_faults(volume, faults)
+    }
+
+    fn cut_power(&self, volume: &Arc<dyn Volume>, seed: u64) -> PlaneResult<()> {
+        lock(&self.volumes).cut_power(volume, seed)
+    }
+
+    fn unflushed(&self, volume: &Arc<dyn Volume>) -> PlaneResult<u64> {
+        lock(&self.volumes).unflushed(volume)
     }
 
     fn close_volume(&self, volume: Arc<dyn Volume>) -> PlaneResult<()> {

@@ -12,7 +12,7 @@ use frontend::{Drain, MAX_NAMESPACES, Namespace, Subsystem};
 use nvme_proto::nqn::DISCOVERY_NQN;
 
 use super::convert::{nqn, refuse, subsystem, system};
-use super::{Plane, lock};
+use super::{Doorbells, Plane, lock};
 use crate::control::plane::{
     ControllerConfig, Counters, Endpoint, Failure, NamespaceConfig, PlaneError, PlaneResult, SubsystemConfig,
 };
@@ -127,9 +127,10 @@ impl Plane {
                 let listening = self.target.listen(address, &entry.subsystem).map_err(system(address))?;
                 (Exposed::Tcp(listening), None)
             }
-            Endpoint::Pcie => {
+            Endpoint::Pcie { port } => {
+                let doorbells = self.doorbells(port)?;
                 let first = !controllers.values().any(|e| matches!(e, Exposed::Pcie { first: true, .. }));
-                let handle = self.serve_socket(&entry, name, first, config)?;
+                let handle = self.serve_socket(&entry, name, first, doorbells, config)?;
                 let cntlid = handle.controller().cntlid();
                 (Exposed::Pcie { handle, first }, Some(cntlid))
             }
@@ -138,18 +139,32 @@ impl Plane {
         Ok(cntlid)
     }
 
+    /// The doorbells of controllers on a port.
+    fn doorbells(&self, port: u32) -> PlaneResult<Doorbells> {
+        let ports = &self.settings.doorbells;
+        if let Some(doorbells) = usize::try_from(port).ok().and_then(|port| ports.get(port)) {
+            return Ok(*doorbells);
+        }
+        let which = match ports.len() {
+            1 => "port 0 is".into(),
+            count => format!("ports 0 to {} are", count - 1),
+        };
+        refuse(Failure::Invalid, format!("only {which} supported for vfiouser"))
+    }
+
     fn serve_socket(
         &self,
         entry: &SubsystemEntry,
         name: &str,
         first: bool,
+        doorbells: Doorbells,
         config: &ControllerConfig,
     ) -> PlaneResult<Handle> {
         let path = socket_path(&self.settings.ctrlr_dir, &entry.name, (!first).then_some(name))
             .map_err(|e| PlaneError::new(Failure::Invalid, e))?;
         let defaults = Options::default();
         let options = Options {
-            doorbells: self.settings.doorbells,
+            doorbells,
             cntlid: config.cntlid,
             max_io_queues: config.io_queues.unwrap_or(defaults.max_io_queues),
             mode: self.settings.socket_mode,

@@ -22,7 +22,7 @@ impl House {
             ctrlr_dir: dir.path().join("ctrlr"),
             socket_mode: 0o600,
             socket_group: None,
-            doorbells: Doorbells::Trapped,
+            doorbells: vec![Doorbells::Trapped, Doorbells::Mapped],
         };
         std::fs::create_dir(dir.path().join("aio")).unwrap();
         let plane = Plane::new(settings, shards.handles()).unwrap();
@@ -89,7 +89,7 @@ fn what_hosts_wrote_is_flushed_before_the_end() {
     let cached = Arc::new(FaultVolume::new(below, Faults { volatile_cache: true, ..Faults::default() }));
     house.subsystem("subsys");
     house.show("subsys", cached.clone());
-    house.plane.add_controller("subsys", "ctrl", &controller(Endpoint::Pcie)).unwrap();
+    house.plane.add_controller("subsys", "ctrl", &controller(Endpoint::Pcie { port: 0 })).unwrap();
     write(&house.socket("subsys"));
     assert_eq!(cached.unflushed(), 1);
     let socket = house.socket("subsys");
@@ -124,7 +124,11 @@ fn controllers_have_sockets_of_their_own() {
     let plane = &house.plane;
     house.subsystem("subsys");
     let open = |name: &str, cntlid| {
-        plane.add_controller("subsys", name, &ControllerConfig { cntlid, ..controller(Endpoint::Pcie) })
+        plane.add_controller(
+            "subsys",
+            name,
+            &ControllerConfig { cntlid, ..controller(Endpoint::Pcie { port: 0 }) },
+        )
     };
     assert_eq!(open("first", None).unwrap(), Some(1));
     assert_eq!(open("second", Some(9)).unwrap(), Some(9));
@@ -136,6 +140,43 @@ fn controllers_have_sockets_of_their_own() {
     plane.remove_controller("subsys", "first").unwrap();
     assert!(!house.socket("subsys").exists());
     assert_eq!(open("first", None).unwrap(), Some(1));
+    house.end();
+}
+
+#[test]
+fn a_controller_s_doorbells_are_those_of_its_port() {
+    let house = House::new();
+    let plane = &house.plane;
+    house.subsystem("subsys");
+    for (port, directory) in [(0, "subsys"), (1, "subsys.one")] {
+        let name = if port == 0 { "zero" } else { "one" };
+        plane.add_controller("subsys", name, &controller(Endpoint::Pcie { port })).unwrap();
+        let socket = house.socket(directory);
+        let page = vfio_user::Client::connect(&socket).unwrap().map_region(0, 0x1000, 0x1000).unwrap();
+        assert_eq!(page.is_some(), port == 1, "{directory}");
+    }
+    let refusal = plane.add_controller("subsys", "two", &controller(Endpoint::Pcie { port: 2 })).unwrap_err();
+    assert_eq!(refusal.reason, "only ports 0 to 1 are supported for vfiouser");
+    house.end();
+}
+
+#[test]
+fn a_volume_s_faults_are_its_own() {
+    let house = House::new();
+    let plane = &house.plane;
+    let plain = plane.malloc(512, 8).unwrap();
+    let cached = Faults { volatile_cache: true, ..Faults::default() };
+    let faulty = plane.fault(plain.clone(), cached.clone()).unwrap();
+    plane.set_faults(&faulty, cached).unwrap();
+    assert_eq!(failure(plane.set_faults(&faulty, Faults::default())), Failure::Invalid);
+    assert_eq!(failure(plane.cut_power(&plain, 0)), Failure::Precondition);
+    house.subsystem("subsys");
+    house.show("subsys", faulty.clone());
+    plane.add_controller("subsys", "ctrl", &controller(Endpoint::Pcie { port: 0 })).unwrap();
+    write(&house.socket("subsys"));
+    assert_eq!(plane.unflushed(&faulty).unwrap(), 1);
+    plane.cut_power(&faulty, 0).unwrap();
+    assert_eq!(plane.unflushed(&faulty).unwrap(), 0);
     house.end();
 }
 

@@ -104,11 +104,15 @@ fn settings(args: &Serve) -> anyhow::Result<plane::Settings> {
         ctrlr_dir,
         socket_mode: args.socket_mode,
         socket_group: args.socket_group.as_deref().map(group).transpose()?,
-        doorbells: match args.doorbells {
-            Doorbells::Mapped => plane::Doorbells::Mapped,
-            Doorbells::Trapped => plane::Doorbells::Trapped,
-        },
+        doorbells: args.doorbells.iter().copied().map(doorbells).collect(),
     })
+}
+
+fn doorbells(kind: Doorbells) -> plane::Doorbells {
+    match kind {
+        Doorbells::Mapped => plane::Doorbells::Mapped,
+        Doorbells::Trapped => plane::Doorbells::Trapped,
+    }
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {

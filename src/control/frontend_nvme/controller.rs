@@ -38,7 +38,7 @@ impl Resource for NvmeController {
         let one_host = NvmeSubsystem::of(&parent.object)
             .and_then(|subsystem| subsystem.spec.as_ref())
             .is_some_and(|spec| !spec.hostnqn.is_empty());
-        if one_host && config.endpoint == Endpoint::Pcie {
+        if one_host && matches!(config.endpoint, Endpoint::Pcie { .. }) {
             return Err(Status::invalid_argument("hostnqn for subsystem is not supported for vfiouser"));
         }
         let (subsystem, controller) = ids(site.name);
@@ -99,16 +99,15 @@ fn config(spec: &NvmeControllerSpec) -> Result<ControllerConfig, Status> {
     }
     let queues = [queues("max_nsq", spec.max_nsq)?, queues("max_ncq", spec.max_ncq)?];
     Ok(ControllerConfig {
-        cntlid: cntlid(spec.nvme_controller_id.filter(|_| endpoint == Endpoint::Pcie))?,
+        cntlid: cntlid(spec.nvme_controller_id.filter(|_| matches!(endpoint, Endpoint::Pcie { .. })))?,
         endpoint,
         io_queues: queues.into_iter().flatten().min(),
     })
 }
 
 fn pcie(function: &PciEndpoint) -> Result<Endpoint, Status> {
-    if function.port_id.is_some_and(|port| port != 0) {
-        return Err(Status::invalid_argument("only port 0 is supported for vfiouser"));
-    }
+    let port = u32::try_from(function.port_id.unwrap_or_default());
+    let port = port.map_err(|_| invalid("nvme_controller.spec.pcie_id.port_id", "must not be negative"))?;
     if function.virtual_function.is_some_and(|function| function != 0) {
         return Err(Status::invalid_argument("virtual functions are not supported for vfiouser"));
     }
@@ -116,7 +115,7 @@ fn pcie(function: &PciEndpoint) -> Result<Endpoint, Status> {
         let field = "nvme_controller.spec.pcie_id.physical_function";
         return Err(invalid(field, "must not be negative"));
     }
-    Ok(Endpoint::Pcie)
+    Ok(Endpoint::Pcie { port })
 }
 
 fn cntlid(asked: Option<i32>) -> Result<Option<u16>, Status> {

@@ -68,12 +68,13 @@ impl Registry {
         )))
     }
 
-    /// An encrypted volume has the volume below to itself; a rate limit comes before other users, to hold for all.
+    /// An encrypted volume and one with faults have the volume below to themselves; a rate limit comes before other users, to hold for all.
     pub(super) fn check_volume_free(&self, declared: &Object, uses: &[String]) -> Result<(), Status> {
         let Some(volume) = uses.last().filter(|_| declared.volume_ref().is_some()) else { return Ok(()) };
-        let alone = matches!(declared.kind(), Kind::Encrypted | Kind::Qos);
+        let keeps = |kind| matches!(kind, Kind::Encrypted | Kind::Fault);
+        let alone = keeps(declared.kind()) || declared.kind() == Kind::Qos;
         let users = self.users(volume);
-        let Some(user) = users.iter().find(|user| alone || user.object.kind() == Kind::Encrypted) else {
+        let Some(user) = users.iter().find(|user| alone || keeps(user.object.kind())) else {
             return Ok(());
         };
         Err(Status::failed_precondition(format!("{volume} is in use by {}", user.name)))

@@ -36,9 +36,22 @@ async fn a_file_declares_what_does_not_exist_yet() {
         volume_name_ref = "crypt"
         limits = { max = { rw_iops_kiops = 5 } }
 
+        [[fault_volumes]]
+        id = "faulty"
+        volume_name_ref = "limit"
+        volatile_cache = true
+        [[fault_volumes.rules]]
+        operations = ["FAULT_OPERATION_WRITE", "FAULT_OPERATION_FLUSH"]
+        probability = 0.5
+        delay = "0.1s"
+        [[fault_volumes.rules]]
+        first_block = 8
+        blocks_count = 1
+        error = "FAULT_ERROR_READ_FAULT"
+
         [[encrypted_volumes]]
         id = "other"
-        volume_name_ref = "limit"
+        volume_name_ref = "faulty"
         cipher = "ENCRYPTION_TYPE_AES_XTS_128"
         key = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="
 
@@ -64,8 +77,18 @@ async fn a_file_declares_what_does_not_exist_yet() {
     house.declare(&text).await.unwrap();
     let log = house.log();
     let order: Vec<_> = log.iter().map(|line| line.split(' ').next().unwrap()).collect();
-    let expected =
-        ["remote", "path", "remote", "crypt", "qos", "crypt", "subsystem", "namespace", "controller"];
+    let expected = [
+        "remote",
+        "path",
+        "remote",
+        "crypt",
+        "qos",
+        "fault",
+        "crypt",
+        "subsystem",
+        "namespace",
+        "controller",
+    ];
     assert_eq!(order, expected);
     assert_eq!(*house.plane.keys.lock().unwrap(), [vec![9; 32], vec![7; 32]]);
     house.declare(&text).await.unwrap();

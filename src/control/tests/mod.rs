@@ -1,6 +1,7 @@
 //! The control plane over a data plane that only keeps a log.
 
 mod declared;
+mod fault;
 mod nvme;
 mod over_grpc;
 mod random;

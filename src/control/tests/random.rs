@@ -30,9 +30,13 @@ const CHILDREN: [&str; 3] = ["one0", "two0", "three0"];
 async fn call(house: &House, numbers: &mut Numbers) -> Result<(), Status> {
     let (volume, below) = (numbers.one_of(&VOLUMES[..4]), numbers.one_of(&VOLUMES));
     let (subsystem, child) = (numbers.one_of(&SUBSYSTEMS), numbers.one_of(&CHILDREN));
-    match numbers.below(10) {
+    match numbers.below(11) {
         0 => house.malloc(volume, 64).await.map(drop),
         1 => house.encrypted(volume, below, &[1; 32]).await.map(drop),
+        10 => {
+            let faulty = proto::isthmus::FaultVolume { volume_name_ref: below.into(), ..Default::default() };
+            house.control.create("", Some(faulty), volume).await.map(drop)
+        }
         2 => house.qos(volume, below, 5).await.map(drop),
         3 => house.subsystem(subsystem).await.map(drop),
         4 | 5 => house.namespace(subsystem, child, below).await.map(drop),
@@ -68,6 +72,7 @@ fn standing(log: &[String]) -> BTreeMap<&'static str, i64> {
         ("malloc ", "volume", 1),
         ("crypt ", "volume", 1),
         ("qos ", "volume", 1),
+        ("fault ", "volume", 1),
         ("remote volume ", "volume", 1),
         ("close ", "volume", -1),
         ("subsystem ", "subsystem", 1),
@@ -124,8 +129,18 @@ async fn whatever_is_called_refused_and_restarted() {
         house.plane.set_size("far0", 100);
         house.remote("far0").await;
         for _ in 0..120 {
-            let refused =
-                ["malloc", "crypt", "qos", "close", "namespace", "remove", "delete", "remote volume", "path"];
+            let refused = [
+                "malloc",
+                "crypt",
+                "qos",
+                "fault",
+                "close",
+                "namespace",
+                "remove",
+                "delete",
+                "remote volume",
+                "path",
+            ];
             // One thing fails at a time: what fails while another failure is undone is logged alone.
             match numbers.below(8) {
                 0..3 => drop(house.plane.refuse.lock().unwrap().insert(numbers.one_of(&refused).into())),
