@@ -3,59 +3,20 @@
 
 mod common;
 
-use std::net::SocketAddr;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::free_port;
 use common::grpc::Grpc;
+use common::host::{connect_tcp, connect_vfio_user, fill, load};
 use common::server::Server;
-use host::workload::{self, Amount, Job, Ledger, Pattern};
-use host::{Queue, tcp, vfio_user};
-use nvme_proto::Nqn;
+use host::Queue;
+use host::workload::Amount;
 use proto::storage as opi;
 use tonic::Code;
 
 const NQN: &str = "nqn.2024-01.com.example:disk";
 const MIB: u64 = 1 << 20;
-
-fn connect_tcp(port: u16) -> (tcp::Controller, tcp::IoQueue) {
-    let options = tcp::Options {
-        subnqn: Nqn::new(NQN).unwrap(),
-        hostnqn: Nqn::new("nqn.2024-01.com.example:host").unwrap(),
-        hostid: [3; 16],
-        digests: tcp::Digests { header: true, data: true },
-        max_transfer: 64 << 10,
-        queues: 1,
-        depth: 8,
-        kato: 0,
-    };
-    let mut controller = tcp::Controller::connect(SocketAddr::from(([127, 0, 0, 1], port)), options).unwrap();
-    let queue = controller.io_queue(1).unwrap();
-    (controller, queue)
-}
-
-fn connect_vfio_user(socket: &Path) -> (vfio_user::Controller, vfio_user::IoQueue) {
-    let options = vfio_user::Options { max_transfer: 64 << 10, queues: 1, depth: 8 };
-    let mut controller = vfio_user::Controller::connect(socket, options).unwrap();
-    let queue = controller.io_queue(1).unwrap();
-    (controller, queue)
-}
-
-fn load(queue: &mut dyn Queue, ledger: &mut Ledger, reads: u8, random: bool, amount: Amount) -> u64 {
-    let pattern = Pattern { random, reads };
-    let job = Job { pattern, io_size: 16 << 10, range: None, amount, depth: 8, seed: 5 };
-    workload::run(&mut [queue], &job, Some(ledger), |_| true).unwrap().verified
-}
-
-/// Writes every block, and then here and there; what the blocks hold now.
-fn fill(queue: &mut dyn Queue) -> Ledger {
-    let mut ledger = Ledger::new(1, queue.namespace().blocks, queue.namespace().block_size);
-    load(queue, &mut ledger, 0, false, Amount::Once);
-    load(queue, &mut ledger, 50, true, Amount::Commands(500));
-    ledger
-}
 
 /// Declares a file, encrypted and rate-limited, in a subsystem.
 fn declare(server: &Server, grpc: &Grpc) {
@@ -77,7 +38,7 @@ fn all_that_is_declared_outlives_a_kill() {
     grpc.pcie_controller("subsys0", "over-pcie").unwrap();
     let socket = server.path("ctrlr/subsys0/cntrl");
 
-    let (controller, mut queue) = connect_tcp(port);
+    let (controller, mut queue) = connect_tcp(port, NQN);
     let mut ledger = fill(&mut queue);
     let stats = grpc.namespace_stats("subsys0", "disk").unwrap();
     assert!(stats.write_ops_count >= 512 && stats.read_ops_count > 100, "{stats:?}");
@@ -88,11 +49,11 @@ fn all_that_is_declared_outlives_a_kill() {
     server.kill();
     assert!(socket.exists(), "a killed server leaves its socket");
     server.launch();
-    let (controller, mut queue) = connect_vfio_user(&socket);
+    let (controller, mut queue) = connect_vfio_user(&socket, 1);
     assert_eq!(load(&mut queue, &mut ledger, 100, false, Amount::Once), 8 * MIB);
     load(&mut queue, &mut ledger, 50, true, Amount::Commands(300));
     drop((queue, controller));
-    let (_controller, mut queue) = connect_tcp(port);
+    let (_controller, mut queue) = connect_tcp(port, NQN);
     assert_eq!(load(&mut queue, &mut ledger, 100, false, Amount::Once), 8 * MIB);
 
     assert!(server.terminate().success(), "{}", server.log());
@@ -116,8 +77,8 @@ fn what_is_taken_away_can_be_made_again_at_once() {
         grpc.pcie_controller("subsys0", "pcie0").unwrap();
         grpc.pcie_controller("subsys0", "pcie1").unwrap();
         let second = server.path("ctrlr/subsys0.pcie1/cntrl");
-        let (_a, mut over_tcp) = connect_tcp(port);
-        let (_b, mut over_pcie) = connect_vfio_user(&second);
+        let (_a, mut over_tcp) = connect_tcp(port, NQN);
+        let (_b, mut over_pcie) = connect_vfio_user(&second, 1);
         let mut ledger = fill(&mut over_tcp);
         load(&mut over_pcie, &mut ledger, 100, false, Amount::Once);
         grpc.delete_controller("subsys0", "pcie1").unwrap();
@@ -210,7 +171,7 @@ fn a_remote_that_is_gone_does_not_hold_up_the_end() {
     grpc.subsystem("subsys0", "nqn.2024-01.com.example:near").unwrap();
     grpc.namespace("subsys0", "disk", "awayn1").unwrap();
     grpc.pcie_controller("subsys0", "pcie0").unwrap();
-    let (_controller, mut queue) = connect_vfio_user(&near.path("ctrlr/subsys0/cntrl"));
+    let (_controller, mut queue) = connect_vfio_user(&near.path("ctrlr/subsys0/cntrl"), 1);
     fill(&mut queue);
 
     far.kill();
@@ -222,7 +183,7 @@ fn a_remote_that_is_gone_does_not_hold_up_the_end() {
     // What was declared over the remote is there again, and waits for it.
     near.launch();
     far.launch();
-    let (_controller, mut queue) = connect_vfio_user(&near.path("ctrlr/subsys0/cntrl"));
+    let (_controller, mut queue) = connect_vfio_user(&near.path("ctrlr/subsys0/cntrl"), 1);
     fill(&mut queue);
     assert!(near.terminate().success() && far.terminate().success());
 }
@@ -261,7 +222,7 @@ fn objects_of_a_file_are_declared_once() {
     std::fs::set_permissions(directory.path(), mode).unwrap();
     let mut server = Server::start(&["--config", path.to_str().unwrap()]);
     for _ in 0..2 {
-        let (_controller, mut queue) = connect_tcp(port);
+        let (_controller, mut queue) = connect_tcp(port, NQN);
         fill(&mut queue);
         assert!(server.terminate().success());
         server.launch();

@@ -3,9 +3,15 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use proto::isthmus::fault_volume_service_client::FaultVolumeServiceClient;
+use proto::isthmus::{
+    CreateFaultVolumeRequest, CutPowerRequest, FaultVolume, StatsFaultVolumeRequest,
+    StatsFaultVolumeResponse, UpdateFaultVolumeRequest,
+};
 use proto::storage as opi;
 use proto::storage::aio_volume_service_client::AioVolumeServiceClient;
 use proto::storage::frontend_nvme_service_client::FrontendNvmeServiceClient;
+use proto::storage::malloc_volume_service_client::MallocVolumeServiceClient;
 use proto::storage::middleend_encryption_service_client::MiddleendEncryptionServiceClient;
 use proto::storage::middleend_qos_volume_service_client::MiddleendQosVolumeServiceClient;
 use proto::storage::nvme_remote_controller_service_client::NvmeRemoteControllerServiceClient;
@@ -69,6 +75,48 @@ impl Grpc {
         self.wait(MiddleendQosVolumeServiceClient::new(self.channel.clone()).create_qos_volume(request))
     }
 
+    /// A volume in memory.
+    pub fn malloc_volume(
+        &self,
+        id: &str,
+        block_size: i64,
+        blocks_count: i64,
+    ) -> Result<opi::MallocVolume, Status> {
+        let malloc_volume = Some(opi::MallocVolume { block_size, blocks_count, ..Default::default() });
+        let request = opi::CreateMallocVolumeRequest { malloc_volume, malloc_volume_id: id.into() };
+        self.wait(MallocVolumeServiceClient::new(self.channel.clone()).create_malloc_volume(request))
+    }
+
+    fn fault(&self) -> FaultVolumeServiceClient<Channel> {
+        FaultVolumeServiceClient::new(self.channel.clone())
+    }
+
+    /// A volume with faults.
+    pub fn fault_volume(&self, id: &str, below: &str, faults: FaultVolume) -> Result<FaultVolume, Status> {
+        let fault_volume = Some(FaultVolume { volume_name_ref: below.into(), ..faults });
+        let request = CreateFaultVolumeRequest { fault_volume, fault_volume_id: id.into() };
+        self.wait(self.fault().create_fault_volume(request))
+    }
+
+    /// Other rules for a volume with faults.
+    pub fn set_faults(&self, id: &str, below: &str, faults: FaultVolume) -> Result<FaultVolume, Status> {
+        let name = format!("volumes/{id}");
+        let fault_volume = Some(FaultVolume { name, volume_name_ref: below.into(), ..faults });
+        let request = UpdateFaultVolumeRequest { fault_volume, ..Default::default() };
+        self.wait(self.fault().update_fault_volume(request))
+    }
+
+    /// Counters of a volume with faults.
+    pub fn fault_stats(&self, id: &str) -> Result<StatsFaultVolumeResponse, Status> {
+        let request = StatsFaultVolumeRequest { name: format!("volumes/{id}") };
+        self.wait(self.fault().stats_fault_volume(request))
+    }
+
+    /// Cuts the power of a volume with faults.
+    pub fn cut_power(&self, id: &str, seed: u64) -> Result<(), Status> {
+        self.wait(self.fault().cut_power(CutPowerRequest { name: format!("volumes/{id}"), seed }))
+    }
+
     fn frontend(&self) -> FrontendNvmeServiceClient<Channel> {
         FrontendNvmeServiceClient::new(self.channel.clone())
     }
@@ -85,8 +133,18 @@ impl Grpc {
 
     /// A namespace with NSID 1.
     pub fn namespace(&self, subsystem: &str, id: &str, volume: &str) -> Result<opi::NvmeNamespace, Status> {
-        let spec =
-            opi::NvmeNamespaceSpec { host_nsid: 1, volume_name_ref: volume.into(), ..Default::default() };
+        self.namespace_at(subsystem, id, volume, 1)
+    }
+
+    /// A namespace.
+    pub fn namespace_at(
+        &self,
+        subsystem: &str,
+        id: &str,
+        volume: &str,
+        host_nsid: i32,
+    ) -> Result<opi::NvmeNamespace, Status> {
+        let spec = opi::NvmeNamespaceSpec { host_nsid, volume_name_ref: volume.into(), ..Default::default() };
         let request = opi::CreateNvmeNamespaceRequest {
             parent: format!("nvmeSubsystems/{subsystem}"),
             nvme_namespace: Some(opi::NvmeNamespace { spec: Some(spec), ..Default::default() }),

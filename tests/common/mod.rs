@@ -3,6 +3,7 @@
 
 pub mod chain;
 pub mod grpc;
+pub mod host;
 pub mod opi;
 pub mod server;
 

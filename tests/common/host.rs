@@ -1,0 +1,61 @@
+//! A host in this process, for what `isthmus bench` cannot show: single commands, and a memory of what was written.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use host::workload::{self, Amount, Job, Ledger, Pattern};
+use host::{Command, Done, Queue, tcp, vfio_user};
+use nvme_proto::{Nqn, Status};
+
+/// Commands in flight.
+const DEPTH: u16 = 8;
+
+/// Connects to namespace 1 of a subsystem over loopback TCP, with digests.
+pub fn connect_tcp(port: u16, nqn: &str) -> (tcp::Controller, tcp::IoQueue) {
+    let options = tcp::Options {
+        subnqn: Nqn::new(nqn).unwrap(),
+        hostnqn: Nqn::new("nqn.2024-01.com.example:host").unwrap(),
+        hostid: [3; 16],
+        digests: tcp::Digests { header: true, data: true },
+        max_transfer: 64 << 10,
+        queues: 1,
+        depth: DEPTH,
+        kato: 0,
+    };
+    let mut controller = tcp::Controller::connect(SocketAddr::from(([127, 0, 0, 1], port)), options).unwrap();
+    let queue = controller.io_queue(1).unwrap();
+    (controller, queue)
+}
+
+/// Connects to namespace `nsid` over vfio-user.
+pub fn connect_vfio_user(socket: &Path, nsid: u32) -> (vfio_user::Controller, vfio_user::IoQueue) {
+    let options = vfio_user::Options { max_transfer: 64 << 10, queues: 1, depth: DEPTH };
+    let mut controller = vfio_user::Controller::connect(socket, options).unwrap();
+    let queue = controller.io_queue(nsid).unwrap();
+    (controller, queue)
+}
+
+/// Reads and writes, `reads` in a hundred of them reads, and verifies what is read; bytes verified.
+pub fn load(queue: &mut dyn Queue, ledger: &mut Ledger, reads: u8, random: bool, amount: Amount) -> u64 {
+    let pattern = Pattern { random, reads };
+    let job = Job { pattern, io_size: 16 << 10, range: None, amount, depth: DEPTH, seed: 5 };
+    workload::run(&mut [queue], &job, Some(ledger), |_| true).unwrap().verified
+}
+
+/// Writes every block, and then here and there; what the blocks hold now.
+pub fn fill(queue: &mut dyn Queue) -> Ledger {
+    let mut ledger = Ledger::new(1, queue.namespace().blocks, queue.namespace().block_size);
+    load(queue, &mut ledger, 0, false, Amount::Once);
+    load(queue, &mut ledger, 50, true, Amount::Commands(500));
+    ledger
+}
+
+/// One command to its end.
+pub fn command(queue: &mut dyn Queue, command: Command) -> Status {
+    queue.submit(0, command).unwrap();
+    let mut done: Vec<Done> = Vec::new();
+    while done.is_empty() {
+        queue.poll(&mut done).unwrap();
+    }
+    done[0].status
+}
