@@ -459,6 +459,7 @@ fn d38_to_d42_bad_connects() {
             assert_eq!((cqe.status(), cqe.dw0), (parameter, invalid_parameter(true, offset)));
         }
     }
+    assert_eq!(rig.target.rejections().count(Reason::ConnectHostNqn), 4);
     // After all this the same connection may still connect.
     data.hostid = [0; 16];
     assert!(host.connect(admin, &data).status().is_success());

@@ -125,7 +125,7 @@ impl Grpc {
     pub fn subsystem(&self, id: &str, nqn: &str) -> Result<opi::NvmeSubsystem, Status> {
         let mut spec = opi::NvmeSubsystemSpec::default();
         (spec.nqn, spec.serial_number, spec.model_number) = (nqn.into(), "TEST".into(), "Isthmus".into());
-        spec.max_namespaces = 8;
+        spec.max_namespaces = 32;
         let nvme_subsystem = Some(opi::NvmeSubsystem { spec: Some(spec), ..Default::default() });
         let request = opi::CreateNvmeSubsystemRequest { nvme_subsystem, nvme_subsystem_id: id.into() };
         self.wait(self.frontend().create_nvme_subsystem(request))

@@ -93,7 +93,12 @@ impl Opi {
 
     /// A controller on a vfio-user socket.
     pub fn pcie_controller(&mut self, subsystem: &str, id: &str) {
-        let place = json!({ "portId": 0, "physicalFunction": 0, "virtualFunction": 0 });
+        self.pcie_controller_at(subsystem, id, 0);
+    }
+
+    /// A controller on a vfio-user socket, on a port.
+    pub fn pcie_controller_at(&mut self, subsystem: &str, id: &str, port: u32) {
+        let place = json!({ "portId": port, "physicalFunction": 0, "virtualFunction": 0 });
         let spec = json!({ "trtype": "NVME_TRANSPORT_TYPE_PCIE", "pcieId": place });
         self.controller(subsystem, id, spec);
     }

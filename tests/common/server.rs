@@ -13,6 +13,8 @@ use super::{free_port, tail};
 
 /// The user and group that the server runs as when the tests run as root.
 const NOBODY: u32 = 65534;
+/// The same for a server whose use of the kernel is limited: what others of its user use would count.
+const CONFINED: u32 = 65533;
 
 /// How long a server may take to answer or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,6 +24,9 @@ pub struct Server {
     directory: TempDir,
     program: PathBuf,
     arguments: Vec<String>,
+    user: u32,
+    /// What prlimit(1) limits.
+    limit: Option<String>,
     grpc: SocketAddr,
     child: Option<Child>,
 }
@@ -29,16 +34,30 @@ pub struct Server {
 impl Server {
     /// Starts a server with directories of its own for sockets, state and aio files, and waits until it answers.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_as(NOBODY, None, arguments)
+    }
+
+    /// As [`Server::start`], as a user of its own and with a limit in the words of prlimit(1), or skips the running
+    /// test when only root could.
+    pub fn start_confined(limit: &str, arguments: &[&str]) -> Option<Self> {
+        if !is_root() {
+            super::skip("another user is needed, and so is root");
+            return None;
+        }
+        Some(Self::start_as(CONFINED, Some(limit.to_owned()), arguments))
+    }
+
+    fn start_as(user: u32, limit: Option<String>, arguments: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("isthmus.").tempdir().unwrap();
-        hand_over(directory.path(), 0o755);
+        hand_over(directory.path(), 0o755, user);
         for name in ["ctrlr", "state", "aio"] {
             fs::create_dir(directory.path().join(name)).unwrap();
-            hand_over(&directory.path().join(name), 0o700);
+            hand_over(&directory.path().join(name), 0o700, user);
         }
         let program = reachable_program(directory.path());
         let grpc = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let mut server = Self { directory, program, arguments, grpc, child: None };
+        let mut server = Self { directory, program, arguments, user, limit, grpc, child: None };
         server.launch();
         server
     }
@@ -47,7 +66,7 @@ impl Server {
     pub fn launch(&mut self) {
         assert!(self.child.is_none(), "the server is running");
         let log = File::options().append(true).create(true).open(self.path("log")).unwrap();
-        let mut command = as_ordinary_user(&self.program);
+        let mut command = as_user(self.user, self.limit.as_deref(), &self.program);
         command.arg("serve").arg("--grpc-addr").arg(self.grpc.to_string());
         command.arg("--ctrlr-dir").arg(self.path("ctrlr"));
         command.arg("--state-dir").arg(self.path("state"));
@@ -91,7 +110,7 @@ impl Server {
     pub fn aio_file(&self, name: &str, size: u64) -> PathBuf {
         let path = self.path("aio").join(name);
         File::create(&path).unwrap().set_len(size).unwrap();
-        hand_over(&path, 0o600);
+        hand_over(&path, 0o600, self.user);
         path
     }
 
@@ -162,12 +181,20 @@ impl Drop for Server {
 
 /// A command for a program that runs without root's rights even when the tests have them.
 pub fn as_ordinary_user(program: &Path) -> Command {
+    as_user(NOBODY, None, program)
+}
+
+fn as_user(user: u32, limit: Option<&str>, program: &Path) -> Command {
     if !is_root() {
         return Command::new(program);
     }
     let mut command = Command::new("setpriv");
-    command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}"));
-    command.args(["--clear-groups", "--no-new-privs", "--"]).arg(program);
+    command.arg(format!("--reuid={user}")).arg(format!("--regid={user}"));
+    command.args(["--clear-groups", "--no-new-privs", "--"]);
+    if let Some(limit) = limit {
+        command.args(["prlimit", &format!("--{limit}"), "--"]);
+    }
+    command.arg(program);
     command
 }
 
@@ -183,15 +210,15 @@ pub fn reachable_program(directory: &Path) -> PathBuf {
     }
     let copy = directory.join("isthmus");
     fs::copy(&built, &copy).unwrap();
-    hand_over(&copy, 0o755);
+    hand_over(&copy, 0o755, NOBODY);
     copy
 }
 
-/// Gives a path to the ordinary user when the tests run as root.
-fn hand_over(path: &Path, mode: u32) {
+/// Gives a path to a user when the tests run as root.
+fn hand_over(path: &Path, mode: u32, user: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     if is_root() {
-        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        chown(path, Some(user), Some(user)).unwrap();
     }
 }
 

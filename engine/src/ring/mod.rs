@@ -20,12 +20,11 @@ use slab::Slab;
 pub use file::{DirectAlignment, direct_alignment};
 pub use op::{Completion, Fd, RingOp};
 pub use setup::MINIMUM_KERNEL;
+pub(crate) use setup::of_fitting_size;
 pub use socket::{MAX_FDS, receive_with_fds, send_with_fds};
 
 use op::Slot;
 
-/// Submission entries; what does not fit waits in its slot.
-const ENTRIES: u32 = 512;
 /// The user data of what the ring itself asks for.
 const BELL: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
@@ -63,12 +62,13 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A new ring on this thread.
+    /// A new ring on this thread with so many submission entries.
     ///
     /// # Errors
-    /// Where the kernel refuses io_uring, the error says what refused it and what to change.
-    pub fn new() -> io::Result<Self> {
-        let uring = setup::build(ENTRIES)?;
+    /// Where the kernel refuses io_uring, the error says what refused it and what to change; `OutOfMemory` if fewer
+    /// entries may succeed.
+    pub fn new(entries: u32) -> io::Result<Self> {
+        let uring = setup::build(entries)?;
         Ok(Ring {
             uring: RefCell::new(uring),
             slots: RefCell::default(),
@@ -297,7 +297,7 @@ mod tests {
         use std::io::Write;
         let (mut peer, end) = std::os::unix::net::UnixStream::pair().unwrap();
         let buf = crate::mem::Buf::new(4096);
-        let ring = Ring::new().unwrap();
+        let ring = Ring::new(64).unwrap();
         let fd: Fd = Arc::new(end.into());
         ring.start(RingOp::Receive { fd, sgl: buf.sgl(0, 4096), skip: 0 }, Rc::new(Deaf), 0);
         ring.submit();
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_bell_rings_once_however_late() {
-        let ring = Ring::new().unwrap();
+        let ring = Ring::new(64).unwrap();
         let bell: Fd = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap().into());
         ring.watch(bell.clone());
         for _ in 0..3 {

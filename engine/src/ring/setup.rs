@@ -1,22 +1,55 @@
 //! Making the ring, and saying in words why the kernel would not.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use io_uring::IoUring;
 
 /// What this process needs of the kernel.
 pub const MINIMUM_KERNEL: &str = "5.19";
 
-/// The smallest ring that is worth having: it fits into 16 KiB of locked memory.
-const SMALLEST: u32 = 32;
+/// Submission entries of a ring; what does not fit waits in its slot. The sizes after the first are for where the memory
+/// that this user may lock (RLIMIT_MEMLOCK) has no room for it; the last takes 8 KiB.
+pub const SIZES: [u32; 4] = [512, 128, 32, 8];
 
-/// A ring of `entries` submission entries and eight times as many completions; smaller where the memory that this user
-/// may lock (RLIMIT_MEMLOCK) has no room for it: what does not fit into a ring waits in its slot.
+/// How long the kernel may take to give back what rings had locked: it does so some time after they are closed.
+const RELEASE: Duration = Duration::from_millis(500);
+
+/// Makes something of rings, all of one size: the largest for which there is memory.
+///
+/// # Errors
+/// Those of `make`; `OutOfMemory` only where the smallest rings have no room either.
+pub(crate) fn of_fitting_size<T>(mut make: impl FnMut(u32) -> io::Result<T>) -> io::Result<T> {
+    let mut made = make(SIZES[0]);
+    for entries in SIZES {
+        // What is locked may be that of an attempt before this one, or of a process that has just ended.
+        let began = Instant::now();
+        while made.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::OutOfMemory)
+            && began.elapsed() < RELEASE
+        {
+            std::thread::sleep(RELEASE / 10);
+            made = make(entries);
+        }
+        if made.is_ok() && entries < SIZES[0] {
+            tracing::warn!(
+                entries,
+                wanted = SIZES[0],
+                "little memory may be locked: smaller rings are used; raise RLIMIT_MEMLOCK for more"
+            );
+        }
+        if made.is_ok() {
+            break;
+        }
+    }
+    made
+}
+
+/// A ring of `entries` submission entries and eight times as many completions.
 ///
 /// # Errors
 /// What refused it and what to change.
 pub(super) fn build(entries: u32) -> io::Result<IoUring> {
-    let build = |entries: u32, flags: bool| {
+    let build = |flags: bool| {
         let mut b = IoUring::builder();
         b.setup_clamp().setup_cqsize(entries * 8);
         if flags {
@@ -24,24 +57,9 @@ pub(super) fn build(entries: u32) -> io::Result<IoUring> {
         }
         b.build(entries)
     };
-    let is = |e: &io::Error, code| e.raw_os_error() == Some(code);
-    let mut size = entries;
-    let uring = loop {
-        let built =
-            build(size, true).or_else(|e| if is(&e, libc::EINVAL) { build(size, false) } else { Err(e) });
-        match built {
-            Err(e) if is(&e, libc::ENOMEM) && size > SMALLEST => size = (size / 4).max(SMALLEST),
-            Err(e) => return Err(explain(&e)),
-            Ok(uring) => break uring,
-        }
-    };
-    if size < entries {
-        tracing::warn!(
-            entries = size,
-            wanted = entries,
-            "little memory may be locked: a smaller ring is used; raise RLIMIT_MEMLOCK for more"
-        );
-    }
+    let old = |e: &io::Error| e.raw_os_error() == Some(libc::EINVAL);
+    let uring = build(true).or_else(|e| if old(&e) { build(false) } else { Err(e) });
+    let uring = uring.map_err(|e| explain(&e))?;
     let p = uring.params();
     if !(p.is_feature_ext_arg() && p.is_feature_nodrop() && p.is_feature_fast_poll()) {
         return Err(io::Error::other(format!(
@@ -65,7 +83,12 @@ fn explain(e: &io::Error) -> io::Error {
                 "a seccomp filter refuses it: allow io_uring_setup, io_uring_enter and io_uring_register (in a container: a seccomp profile that has them)"
             }
         },
-        Some(libc::ENOSYS) => "this kernel has none: Linux 5.19 or later with CONFIG_IO_URING is needed",
+        Some(libc::EACCES) => {
+            "a security policy refuses it: allow it in SELinux or whichever module is in force"
+        }
+        Some(libc::ENOSYS) => {
+            "this kernel has none (Linux 5.19 or later with CONFIG_IO_URING is needed), or a seccomp filter hides it: allow io_uring_setup, io_uring_enter and io_uring_register"
+        }
         Some(libc::ENOMEM) => {
             "locked memory is exhausted: raise RLIMIT_MEMLOCK (LimitMEMLOCK= in a systemd unit)"
         }

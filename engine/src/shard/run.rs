@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::inbox::Inbox;
 use super::{Clock, Shard, ShardHandle, Wake};
-use crate::ring::Ring;
+use crate::ring::{self, Ring};
 
 /// How shards are started.
 #[derive(Clone, Debug)]
@@ -50,6 +50,10 @@ impl Shards {
     /// Those of io_uring_setup(2) with what to do about them (see [`crate::ring::Ring::new`]), of thread creation, and
     /// of pinning.
     pub fn start(config: &Config) -> io::Result<Self> {
+        ring::of_fitting_size(|entries| Self::start_with_rings(config, entries))
+    }
+
+    fn start_with_rings(config: &Config, entries: u32) -> io::Result<Self> {
         let mut shards = Shards { handles: Vec::new(), threads: Vec::new(), usage: Vec::new() };
         // One zero for all clocks, so that times may cross shards.
         let zero = Instant::now();
@@ -58,7 +62,7 @@ impl Shards {
             let usage = Arc::<Usage>::default();
             let (config, theirs) = (config.clone(), usage.clone());
             let run = move || {
-                let shard = match make(id, cpu, zero) {
+                let shard = match make(id, cpu, zero, entries) {
                     Ok(shard) => shard,
                     Err(e) => return drop(tx.send(Err(e))),
                 };
@@ -118,14 +122,14 @@ impl Drop for Closing {
     }
 }
 
-fn make(id: usize, cpu: Option<usize>, zero: Instant) -> io::Result<Shard> {
+fn make(id: usize, cpu: Option<usize>, zero: Instant, entries: u32) -> io::Result<Shard> {
     if let Some(cpu) = cpu {
         let mut set = nix::sched::CpuSet::new();
         set.set(cpu)?;
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
             .map_err(|e| io::Error::other(format!("cannot pin shard {id} to CPU {cpu}: {e}")))?;
     }
-    Ok(Shard::new(id, Clock::Real(zero), Ring::new()?, Inbox::new(id)?))
+    Ok(Shard::new(id, Clock::Real(zero), Ring::new(entries)?, Inbox::new(id)?))
 }
 
 /// The life of a shard's thread.

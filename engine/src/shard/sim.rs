@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::inbox::Inbox;
 use super::{Clock, Shard, ShardHandle};
-use crate::ring::Ring;
+use crate::ring::{self, Ring};
 
 /// Shards on the calling thread, in virtual time: deterministic, and hours pass in no time. For tests.
 pub struct Sim {
@@ -22,9 +22,10 @@ impl Sim {
     /// Those of io_uring_setup(2).
     pub fn new(n: usize) -> io::Result<Self> {
         let now = Rc::new(Cell::new(0));
-        let shards = (0..n)
-            .map(|id| Ok(Shard::new(id, Clock::Virtual(now.clone()), Ring::new()?, Inbox::new(id)?)))
-            .collect::<io::Result<_>>()?;
+        let shard = |id, entries| {
+            Ok(Shard::new(id, Clock::Virtual(now.clone()), Ring::new(entries)?, Inbox::new(id)?))
+        };
+        let shards = ring::of_fitting_size(|entries| (0..n).map(|id| shard(id, entries)).collect())?;
         Ok(Sim { shards, now })
     }
 

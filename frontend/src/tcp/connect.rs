@@ -93,7 +93,8 @@ impl Connection {
         connect: &Connect,
         data: &ConnectData,
     ) -> Result<Rc<Queue<Wire>>, Refused> {
-        let nqn = Nqn::from_field(&data.hostnqn).map_err(|_| parameter(true, 512))?;
+        let nqn = Nqn::from_field(&data.hostnqn)
+            .map_err(|_| Refused { 2: Reason::ConnectHostNqn, ..parameter(true, 512) })?;
         let subnqn = Nqn::from_field(&data.subnqn).map_err(|_| parameter(true, 256))?;
         let host = Host { nqn, id: data.hostid };
         let subsystem = self.listening.find(&subnqn, &self.home.target).ok_or_else(unknown)?;

@@ -36,6 +36,7 @@ reasons! {
     Transfer "H2CData that was not asked for"
     QueueOverrun "more commands than the queue has entries"
     ConnectParameters "bad Connect parameters"
+    ConnectHostNqn "HOSTNQN in Connect is no NQN"
     ConnectRefused "unknown subsystem, or host not allowed"
     ConnectBusy "no controller left"
     KeepAlive "keep-alive timeout"
