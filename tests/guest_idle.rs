@@ -47,8 +47,10 @@ fn idleness_costs_next_to_nothing() {
     let Some(chain) = Chain::build(&[DISK, DISK], &flags) else { return };
     let trapped = format!("{}-trapped", chain.nqn);
     let Some(mut opi) = Opi::connect(chain.bridge.grpc()) else { return };
+    // The second disk moves to a subsystem of its own: Linux takes a namespace of one identity once.
+    opi.delete("FrontendNvmeService/DeleteNvmeNamespace", "nvmeSubsystems/here/nvmeNamespaces/name2");
     opi.subsystem("there", &trapped);
-    opi.namespace("there", "again2", 1, "calm2");
+    opi.namespace("there", "name2", 1, "calm2");
     opi.pcie_controller_at("there", "pcie1", 1);
     let guest = guest.script(&format!("MAPPED={}\nTRAPPED={trapped}\n{SCRIPT}", chain.nqn));
     let guest = guest.vfio_user(&chain.socket()).vfio_user(&chain.bridge.path("ctrlr/there/cntrl"));

@@ -253,6 +253,15 @@ impl Ring {
         };
     }
 
+    /// Whether something has ended, or may have: [`Ring::reap`] tells.
+    pub(crate) fn has_completions(&self) -> bool {
+        let mut uring = self.uring.borrow_mut();
+        let flags = uring.submission();
+        let pending = flags.taskrun() || flags.cq_overflow();
+        drop(flags);
+        pending || !uring.completion().is_empty()
+    }
+
     /// Cancels everything and waits until the kernel has let go of it. Clients still hear of each end.
     pub(crate) fn drain(&self) {
         self.bell.take();

@@ -151,7 +151,8 @@ fn work(shard: &Shard, config: &Config, usage: &Usage) {
                 std::hint::spin_loop();
                 continue;
             }
-            sleep(shard, interval(now - idle_since, now - shard.0.polled.get(), spin, look));
+            let polled = shard.0.polled.get();
+            sleep(shard, |now| interval(now - idle_since, now - polled, spin, look));
             let looked = shard.now();
             account(usage, 0, looked - now);
             if looked - now < 1000 {
@@ -179,21 +180,25 @@ fn account(usage: &Usage, busy: u64, total: u64) {
     add(&usage.total, total);
 }
 
-/// Waits in the ring until an event, a timer, or (if a poller needs it) `look` nanoseconds have passed.
-fn sleep(shard: &Shard, look: u64) {
+/// Waits in the ring until an event, a timer, or a poller that no event announces has work; `look` says at what time of
+/// the clock how long to wait before looking. A look that finds nothing is no turn: what a turn touches has left the
+/// caches by then, and costs more than the wake-up.
+fn sleep(shard: &Shard, look: impl Fn(u64) -> u64) {
     let inner = &shard.0;
     inner.inbox.arm();
-    let wake = inner.pollers.sleep();
-    if wake != Wake::Busy && !shard.has_work() {
-        let mut wait = None;
-        if wake == Wake::Look {
-            wait = Some(look);
+    let mut idle = !shard.has_work();
+    let timer = inner.timers.first();
+    while idle {
+        let wake = inner.pollers.sleep();
+        if wake == Wake::Busy || shard.has_local_work() {
+            break;
         }
-        if let Some(at) = inner.timers.first() {
-            let due = at.saturating_sub(inner.clock.read());
-            wait = Some(wait.map_or(due, |w| w.min(due)));
-        }
+        let now = inner.clock.read();
+        let due = timer.map(|at| at.saturating_sub(now));
+        let look = (wake == Wake::Look).then(|| look(now));
+        let wait = due.into_iter().chain(look).min();
         inner.ring.wait(wait.map(Duration::from_nanos));
+        idle = look.is_some() && look == wait && look != due && !inner.ring.has_completions();
     }
     inner.inbox.disarm();
     shard.tick();

@@ -91,10 +91,11 @@ impl Shard {
     }
 
     pub(super) fn has_work(&self) -> bool {
-        !self.0.completed.borrow().is_empty()
-            || !self.0.dirty.is_empty()
-            || !self.0.ends.is_empty()
-            || self.0.inbox.has_messages()
-            || self.0.tasks.has_ready()
+        self.has_local_work() || self.0.inbox.has_messages() || self.0.tasks.has_ready()
+    }
+
+    /// Whether the shard itself has made work: what comes from elsewhere rings the bell.
+    pub(super) fn has_local_work(&self) -> bool {
+        !self.0.completed.borrow().is_empty() || !self.0.dirty.is_empty() || !self.0.ends.is_empty()
     }
 }

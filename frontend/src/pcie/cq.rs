@@ -107,6 +107,12 @@ impl Cq {
         Ok(())
     }
 
+    /// Whether the head doorbell has a value that [`Cq::look`] has not seen.
+    pub fn has_moved(&self, memory: &GuestMemory, bells: &Bells) -> bool {
+        let head = bells.load(memory, Bell::Head(self.qid));
+        head.is_some() && head != Some(self.head.get()) && head != self.rejected.get()
+    }
+
     /// Whether [`Cq::reserve`] would succeed.
     pub fn has_room(&self) -> bool {
         self.free() > self.reserved.get()
@@ -140,6 +146,11 @@ impl Cq {
     pub fn drain(&self, memory: &GuestMemory) -> Result<Option<Posted>, MemError> {
         let waited = self.has_room().then(|| self.overflow.borrow_mut().pop_front()).flatten();
         waited.map(|cqe| self.write(memory, cqe)).transpose()
+    }
+
+    /// Whether completions wait for room.
+    pub fn has_waiting(&self) -> bool {
+        !self.overflow.borrow().is_empty()
     }
 
     /// Whether something waits for the host to consume entries.

@@ -130,6 +130,11 @@ impl Function {
         }
     }
 
+    /// Whether [`Function::drain_completions`] has reason to look.
+    fn can_drain(&self) -> bool {
+        self.cq(0).is_some_and(|cq| cq.has_waiting() && cq.has_moved(&self.memory.borrow(), &self.bells))
+    }
+
     pub(super) fn fetch_all(self: &Rc<Self>) -> bool {
         let mut any = false;
         let mut at = 0;
@@ -180,7 +185,7 @@ impl Poller for Function {
     }
 
     fn sleep(&self) -> Wake {
-        if self.bells.shadow.get().is_some() {
+        if self.bells.shadow.get().is_some() && !self.bells.is_silent() {
             // Arm, then look again: a host that missed the event index is seen by the second look.
             let memory = self.memory.borrow();
             for queue in self.sqs.borrow().iter() {
@@ -191,7 +196,8 @@ impl Poller for Function {
             }
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         }
-        if !self.failed.get() && self.sqs.borrow().iter().any(|queue| queue.transport().has_work(queue)) {
+        let fetchable = || self.sqs.borrow().iter().any(|queue| queue.transport().has_work(queue));
+        if !self.failed.get() && (fetchable() || self.can_drain()) {
             return Wake::Busy;
         }
         if self.bells.is_silent() { Wake::Look } else { Wake::Event }
