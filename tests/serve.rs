@@ -131,7 +131,7 @@ fn it_ends_in_order_under_load() {
 }
 
 #[test]
-fn controllers_keep_their_identifiers() {
+fn controllers_keep_their_identifiers_and_sockets() {
     let mut server = Server::start(&[]);
     let grpc = Grpc::connect(server.grpc());
     grpc.subsystem("subsys0", NQN).unwrap();
@@ -144,7 +144,11 @@ fn controllers_keep_their_identifiers() {
     let grpc = Grpc::connect(server.grpc());
     // Declared again in the same words, it is answered as it is: built, with its identifier.
     assert_eq!(id(grpc.pcie_controller("subsys0", "pcie2").unwrap()), Some(2));
+    let sockets =
+        || ["subsys0", "subsys0.pcie2"].map(|d| server.path("ctrlr").join(d).join("cntrl").exists());
+    assert_eq!(sockets(), [false, true]);
     assert_eq!(id(grpc.pcie_controller("subsys0", "pcie3").unwrap()), Some(1));
+    assert_eq!(sockets(), [true, true]);
 }
 
 #[test]

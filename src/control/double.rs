@@ -166,10 +166,11 @@ impl DataPlane for Double {
         controller: &str,
         config: &ControllerConfig,
     ) -> PlaneResult<Option<u16>> {
-        if matches!(config.endpoint, Endpoint::Pcie { port: 1.. }) {
+        if matches!(config.endpoint, Endpoint::Pcie { port: 1.., .. }) {
             return Err(PlaneError::new(Failure::Invalid, "only port 0 is supported for vfiouser"));
         }
-        self.call(format!("controller {subsystem} {controller}"))?;
+        let further = matches!(config.endpoint, Endpoint::Pcie { further: true, .. });
+        self.call(format!("controller {subsystem} {controller}{}", if further { " further" } else { "" }))?;
         Ok(matches!(config.endpoint, Endpoint::Pcie { .. }).then(|| config.cntlid.unwrap_or(9)))
     }
 
@@ -194,6 +195,8 @@ impl DataPlane for Double {
         self.paths.lock().unwrap().push(config.clone());
         Ok(())
     }
+
+    fn await_connection(&self, _remote: &str) {}
 
     fn remove_path(&self, remote: &str, path: &str) -> PlaneResult<()> {
         self.call(format!("remove path {remote} {path}"))

@@ -1,5 +1,6 @@
 //! The kinds of declared objects: their messages, and what each kind does when one comes, is looked at, and goes.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use engine::Volume;
@@ -40,6 +41,8 @@ pub(crate) struct Site<'a> {
     pub secret: &'a Secret,
     /// The volume below it.
     pub below: Option<Arc<Entry>>,
+    /// See [`Record`](super::store::Record); a new object's is decided when it is built.
+    pub further: Cell<Option<bool>>,
 }
 
 impl Site<'_> {

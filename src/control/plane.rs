@@ -87,9 +87,11 @@ pub trait DataPlane: Send + Sync + 'static {
     /// Deletes a remote controller that has no path.
     fn delete_remote(&self, remote: &str) -> PlaneResult<()>;
 
-    /// Adds a path and begins to connect, again and again until it succeeds. It waits a little for the first
-    /// connection, and returns well if there is none yet.
+    /// Adds a path and begins to connect, again and again until it succeeds.
     fn add_path(&self, remote: &str, path: &str, config: &PathConfig) -> PlaneResult<()>;
+
+    /// Waits a little for the first connection of a remote controller whose path is new.
+    fn await_connection(&self, remote: &str);
 
     /// Disconnects a path and forgets it.
     fn remove_path(&self, remote: &str, path: &str) -> PlaneResult<()>;
@@ -105,7 +107,7 @@ pub trait DataPlane: Send + Sync + 'static {
 
     /// A namespace of a remote controller as a volume.
     ///
-    /// Without `promised` the remote must have been connected. With it, the volume is had at once, parks its I/O until
+    /// Without `promised` the remote must have been connected; for the first connection it waits a little. With it, the volume is had at once, parks its I/O until
     /// the remote is connected, and takes only a namespace of this identity with limits that cover these.
     fn remote_volume(
         &self,
@@ -202,6 +204,8 @@ pub enum Endpoint {
     Pcie {
         /// The port.
         port: u32,
+        /// Whether the socket has the controller's name beside the subsystem's, which another has to itself.
+        further: bool,
     },
     /// NVMe over TCP; the address may serve other subsystems too.
     Tcp(SocketAddr),

@@ -87,6 +87,9 @@ pub(crate) struct Record {
     /// Names of the objects that it needs.
     #[prost(string, repeated, tag = "8")]
     pub uses: Vec<String>,
+    /// Of a vfio-user controller: whether its socket has a name of its own, since another has the subsystem's.
+    #[prost(bool, optional, tag = "9")]
+    pub further: Option<bool>,
 }
 
 /// Limits of a volume as they are kept.

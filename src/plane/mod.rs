@@ -218,6 +218,12 @@ impl DataPlane for Plane {
         self.remote(remote)?.add_path(remote, path, config, &self.shards)
     }
 
+    fn await_connection(&self, remote: &str) {
+        if let Ok(remote) = self.remote(remote) {
+            remote.await_connection();
+        }
+    }
+
     fn remove_path(&self, remote: &str, path: &str) -> PlaneResult<()> {
         self.remote(remote)?.remove_path(path)?;
         self.pass_a_turn();

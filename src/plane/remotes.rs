@@ -1,7 +1,7 @@
 //! Remote controllers: NVMe/TCP initiators, and their namespaces as volumes.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backend::nvme_tcp::{self, Identity, Pin, Remote, State};
 use engine::{ShardHandle, Volume};
@@ -12,7 +12,7 @@ use crate::control::plane::{
     Failure, PathConfig, PlaneError, PlaneResult, Promised, RemoteConfig, RemoteNamespace,
 };
 
-/// How long a new path may take to connect before its creation is answered.
+/// How long a new path may take to connect before those who wait for it are answered.
 const FIRST_CONNECTION: Duration = Duration::from_secs(2);
 
 /// A remote controller, and its one path.
@@ -24,6 +24,7 @@ pub(super) struct RemoteEntry {
 struct Path {
     name: String,
     remote: Arc<Remote>,
+    since: Instant,
 }
 
 impl Plane {
@@ -63,32 +64,29 @@ impl RemoteEntry {
         config: &PathConfig,
         shards: &[ShardHandle],
     ) -> PlaneResult<()> {
-        let started = {
-            let mut slot = lock(&self.path);
-            match &*slot {
-                Some(there) if there.name == path => {
-                    return refuse(Failure::Exists, format!("path {path} exists"));
-                }
-                Some(_) => {
-                    return refuse(Failure::Unsupported, "a remote controller has one path in this version");
-                }
-                None => {}
+        let mut slot = lock(&self.path);
+        match &*slot {
+            Some(there) if there.name == path => {
+                return refuse(Failure::Exists, format!("path {path} exists"));
             }
-            let started = Remote::start(self.initiator(remote, config)?, Vec::new(), shards)
-                .ok_or_else(|| PlaneError::new(Failure::Internal, "there is no shard"))?;
-            *slot = Some(Path { name: path.to_owned(), remote: started.clone() });
-            started
-        };
-        if let Err(state) = started.wait_live(FIRST_CONNECTION) {
-            let address = config.address;
-            match state {
-                State::Connecting(Some(reason)) | State::Reconnecting(reason) => {
-                    tracing::warn!(remote, %address, %reason, "not connected yet; trying on");
-                }
-                _ => tracing::warn!(remote, %address, "not connected yet; trying on"),
+            Some(_) => {
+                return refuse(Failure::Unsupported, "a remote controller has one path in this version");
             }
+            None => {}
         }
+        let started = Remote::start(self.initiator(remote, config)?, Vec::new(), shards)
+            .ok_or_else(|| PlaneError::new(Failure::Internal, "there is no shard"))?;
+        *slot = Some(Path { name: path.to_owned(), remote: started, since: Instant::now() });
         Ok(())
+    }
+
+    /// Waits for the first connection of a path that is new.
+    pub(super) fn await_connection(&self) {
+        let path = lock(&self.path).as_ref().map(|path| (path.remote.clone(), path.since));
+        if let Some((remote, since)) = path {
+            // Whether it is there, those who ask find out themselves.
+            let _ = remote.wait_live(FIRST_CONNECTION.saturating_sub(since.elapsed()));
+        }
     }
 
     fn initiator(&self, remote: &str, path: &PathConfig) -> PlaneResult<nvme_tcp::Config> {
@@ -149,6 +147,7 @@ impl RemoteEntry {
             let pin = Pin { nsid, identity: kept(&promised.identity), limits: promised.limits.clone() };
             return Ok(self.started()?.promise(pin));
         }
+        self.await_connection();
         let remote = self.connected_once()?;
         let none = || {
             PlaneError::new(Failure::Precondition, format!("the remote controller has no namespace {nsid}"))

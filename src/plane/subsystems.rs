@@ -41,8 +41,8 @@ struct Shown {
 enum Exposed {
     /// All controllers that hosts make through an address.
     Tcp(SocketAddr),
-    /// A socket; whether it is the one that has the subsystem's name.
-    Pcie { handle: Handle, first: bool },
+    /// A socket.
+    Pcie(Handle),
 }
 
 impl Plane {
@@ -127,12 +127,11 @@ impl Plane {
                 let listening = self.target.listen(address, &entry.subsystem).map_err(system(address))?;
                 (Exposed::Tcp(listening), None)
             }
-            Endpoint::Pcie { port } => {
+            Endpoint::Pcie { port, further } => {
                 let doorbells = self.doorbells(port)?;
-                let first = !controllers.values().any(|e| matches!(e, Exposed::Pcie { first: true, .. }));
-                let handle = self.serve_socket(&entry, name, first, doorbells, config)?;
+                let handle = self.serve_socket(&entry, further.then_some(name), doorbells, config)?;
                 let cntlid = handle.controller().cntlid();
-                (Exposed::Pcie { handle, first }, Some(cntlid))
+                (Exposed::Pcie(handle), Some(cntlid))
             }
         };
         controllers.insert(name.to_owned(), exposed);
@@ -155,12 +154,11 @@ impl Plane {
     fn serve_socket(
         &self,
         entry: &SubsystemEntry,
-        name: &str,
-        first: bool,
+        further: Option<&str>,
         doorbells: Doorbells,
         config: &ControllerConfig,
     ) -> PlaneResult<Handle> {
-        let path = socket_path(&self.settings.ctrlr_dir, &entry.name, (!first).then_some(name))
+        let path = socket_path(&self.settings.ctrlr_dir, &entry.name, further)
             .map_err(|e| PlaneError::new(Failure::Invalid, e))?;
         let defaults = Options::default();
         let options = Options {
@@ -191,7 +189,7 @@ impl Plane {
                 self.pass_a_turn();
                 Ok(())
             }
-            Exposed::Pcie { handle, .. } => match handle.close(patience) {
+            Exposed::Pcie(handle) => match handle.close(patience) {
                 true => Ok(()),
                 false => refuse(Failure::Unavailable, "the controller's I/O does not end"),
             },
@@ -267,7 +265,7 @@ impl SubsystemEntry {
     pub(super) fn controller_counters(&self, name: &str, target: &Target) -> PlaneResult<Counters> {
         let counted = match lock(&self.controllers).get(name) {
             Some(Exposed::Tcp(address)) => target.stats(*address, self.subsystem.nqn()),
-            Some(Exposed::Pcie { handle, .. }) => Some(handle.controller().stats().snapshot()),
+            Some(Exposed::Pcie(handle)) => Some(handle.controller().stats().snapshot()),
             None => None,
         };
         match counted {

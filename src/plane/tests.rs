@@ -61,6 +61,10 @@ fn namespace(nsid: u32, volume: Arc<dyn Volume>) -> NamespaceConfig {
     NamespaceConfig { nsid, uuid: [nsid as u8; 16], nguid: [0; 16], eui64: [0; 8], volume }
 }
 
+fn pcie(port: u32, further: bool) -> Endpoint {
+    Endpoint::Pcie { port, further }
+}
+
 fn controller(endpoint: Endpoint) -> ControllerConfig {
     ControllerConfig { endpoint, cntlid: None, io_queues: None }
 }
@@ -89,7 +93,7 @@ fn what_hosts_wrote_is_flushed_before_the_end() {
     let cached = Arc::new(FaultVolume::new(below, Faults { volatile_cache: true, ..Faults::default() }));
     house.subsystem("subsys");
     house.show("subsys", cached.clone());
-    house.plane.add_controller("subsys", "ctrl", &controller(Endpoint::Pcie { port: 0 })).unwrap();
+    house.plane.add_controller("subsys", "ctrl", &controller(pcie(0, false))).unwrap();
     write(&house.socket("subsys"));
     assert_eq!(cached.unflushed(), 1);
     let socket = house.socket("subsys");
@@ -127,7 +131,7 @@ fn controllers_have_sockets_of_their_own() {
         plane.add_controller(
             "subsys",
             name,
-            &ControllerConfig { cntlid, ..controller(Endpoint::Pcie { port: 0 }) },
+            &ControllerConfig { cntlid, ..controller(pcie(0, name != "first")) },
         )
     };
     assert_eq!(open("first", None).unwrap(), Some(1));
@@ -150,12 +154,12 @@ fn a_controller_s_doorbells_are_those_of_its_port() {
     house.subsystem("subsys");
     for (port, directory) in [(0, "subsys"), (1, "subsys.one")] {
         let name = if port == 0 { "zero" } else { "one" };
-        plane.add_controller("subsys", name, &controller(Endpoint::Pcie { port })).unwrap();
+        plane.add_controller("subsys", name, &controller(pcie(port, port == 1))).unwrap();
         let socket = house.socket(directory);
         let page = vfio_user::Client::connect(&socket).unwrap().map_region(0, 0x1000, 0x1000).unwrap();
         assert_eq!(page.is_some(), port == 1, "{directory}");
     }
-    let refusal = plane.add_controller("subsys", "two", &controller(Endpoint::Pcie { port: 2 })).unwrap_err();
+    let refusal = plane.add_controller("subsys", "two", &controller(pcie(2, true))).unwrap_err();
     assert_eq!(refusal.reason, "only ports 0 to 1 are supported for vfiouser");
     house.end();
 }
@@ -172,7 +176,7 @@ fn a_volume_s_faults_are_its_own() {
     assert_eq!(failure(plane.cut_power(&plain, 0)), Failure::Precondition);
     house.subsystem("subsys");
     house.show("subsys", faulty.clone());
-    plane.add_controller("subsys", "ctrl", &controller(Endpoint::Pcie { port: 0 })).unwrap();
+    plane.add_controller("subsys", "ctrl", &controller(pcie(0, false))).unwrap();
     write(&house.socket("subsys"));
     assert_eq!(plane.unflushed(&faulty).unwrap(), 1);
     plane.cut_power(&faulty, 0).unwrap();
@@ -236,6 +240,7 @@ fn a_remote_controller_has_one_path_and_then_its_namespaces() {
     assert_eq!(failure(plane.add_path("remote", "path", &path)), Failure::Exists);
     assert_eq!(failure(plane.add_path("remote", "path2", &path)), Failure::Unsupported);
     assert_eq!(failure(plane.delete_remote("remote")), Failure::Precondition);
+    plane.await_connection("remote");
     assert!(plane.remote_connected("remote"));
     let namespaces = plane.remote_namespaces("remote").unwrap();
     assert_eq!((namespaces[0].nsid, namespaces[0].uuid), (1, [1; 16]));

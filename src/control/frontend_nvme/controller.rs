@@ -33,13 +33,18 @@ impl Resource for NvmeController {
 
     fn build(&mut self, site: &Site<'_>) -> Result<Option<Arc<dyn Volume>>, Status> {
         let spec = self.spec.get_or_insert_default();
-        let config = config(spec)?;
+        let mut config = config(spec)?;
         let parent = site.registry.find(Kind::Subsystem, names::parent(site.name))?;
         let one_host = NvmeSubsystem::of(&parent.object)
             .and_then(|subsystem| subsystem.spec.as_ref())
             .is_some_and(|spec| !spec.hostnqn.is_empty());
         if one_host && matches!(config.endpoint, Endpoint::Pcie { .. }) {
             return Err(Status::invalid_argument("hostnqn for subsystem is not supported for vfiouser"));
+        }
+        if let Endpoint::Pcie { further, .. } = &mut config.endpoint {
+            *further =
+                site.further.get().unwrap_or_else(|| others(site).any(|other| other.has_first_socket()));
+            site.further.set(Some(*further));
         }
         let (subsystem, controller) = ids(site.name);
         let cntlid = site.registry.plane().add_controller(subsystem, controller, &config)?;
@@ -64,6 +69,13 @@ impl Resource for NvmeController {
         let (subsystem, controller) = ids(&entry.name);
         Ok(registry.plane().controller_counters(subsystem, controller)?)
     }
+}
+
+/// The other controllers of the subsystem.
+fn others<'a>(site: &'a Site<'_>) -> impl Iterator<Item = Arc<Entry>> + 'a {
+    let siblings = format!("{}/{}/", names::parent(site.name), Kind::Controller.collection());
+    let siblings = site.registry.all(Kind::Controller, &siblings);
+    siblings.into_iter().filter(|entry| entry.name != site.name)
 }
 
 /// The identifiers of the subsystem and the controller in a controller's name.
@@ -115,7 +127,7 @@ fn pcie(function: &PciEndpoint) -> Result<Endpoint, Status> {
         let field = "nvme_controller.spec.pcie_id.physical_function";
         return Err(invalid(field, "must not be negative"));
     }
-    Ok(Endpoint::Pcie { port })
+    Ok(Endpoint::Pcie { port, further: false })
 }
 
 fn cntlid(asked: Option<i32>) -> Result<Option<u16>, Status> {

@@ -120,7 +120,14 @@ impl NvmeRemoteControllerService for Control {
         request: Request<CreateNvmePathRequest>,
     ) -> Result<Response<NvmePath>, Status> {
         let CreateNvmePathRequest { parent, nvme_path, nvme_path_id } = request.into_inner();
-        self.create(&parent, nvme_path, &nvme_path_id).await.map(Response::new)
+        let path = self.create(&parent, nvme_path, &nvme_path_id).await?;
+        // Its client goes on with the namespaces behind it.
+        let connected = self.run(move |registry| {
+            registry.plane().await_connection(names::id(&parent));
+            Ok(())
+        });
+        connected.await?;
+        Ok(Response::new(path))
     }
 
     async fn delete_nvme_path(

@@ -1,5 +1,6 @@
 //! How objects come to be in the data plane, come to be again, and go.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -57,7 +58,9 @@ impl Registry {
         let uuid = declared.chosen_uuid().map_or_else(random, Ok).map_err(internal)?;
         let sealed = self.store.vault().seal(secret, name).map_err(internal)?;
         let mut object = declared.clone();
-        let volume = object.build(&self.site(name, uuid, None, secret, &declared, uses))?;
+        let site = self.site(name, uuid, None, secret, &declared, uses);
+        let volume = object.build(&site)?;
+        let further = site.further.get();
         let record = Record {
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
             kind: object.kind().collection().into(),
@@ -67,6 +70,7 @@ impl Registry {
             uuid: uuid.as_bytes().to_vec(),
             uses: uses.to_vec(),
             promise: volume.as_ref().map(|volume| Promise::from(&volume.limits())),
+            further,
         };
         let built = Ok(volume);
         let entry = Entry { name: name.to_owned(), object: object.clone(), uuid, record, built };
@@ -115,6 +119,7 @@ impl Registry {
         let mut rebuild = || {
             let secret = self.store.vault().unseal(&record.sealed, name).map_err(internal)?;
             let site = self.site(name, uuid, promise.as_ref(), &secret, &declared, &record.uses);
+            site.further.set(record.further);
             let volume = object.build(&site)?;
             let (Some(volume), Some(promise)) = (&volume, &promise) else { return Ok(volume) };
             if let Err(limit) = volume.limits().covers(promise) {
@@ -139,7 +144,7 @@ impl Registry {
     ) -> Site<'a> {
         let below =
             uses.last().filter(|_| declared.volume_ref().is_some()).and_then(|below| self.entry(below));
-        Site { registry: self, name, uuid, promise, secret, below }
+        Site { registry: self, name, uuid, promise, secret, below, further: Cell::new(None) }
     }
 
     /// Takes an object out of the data plane.

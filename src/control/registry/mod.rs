@@ -54,6 +54,11 @@ impl Entry {
         &self.record.uses
     }
 
+    /// Whether it has its subsystem's own socket.
+    pub fn has_first_socket(&self) -> bool {
+        self.record.further == Some(false)
+    }
+
     /// Whether it stands in the data plane.
     pub fn is_built(&self) -> bool {
         self.built.is_ok()
