@@ -59,7 +59,10 @@ fn a_shard_that_must_look_sees_what_no_event_tells() {
             rung
         }
         fn sleep(&self) -> Wake {
-            Wake::Look
+            match self.memory.load(Ordering::Acquire) == self.last.get() {
+                true => Wake::Look,
+                false => Wake::Busy,
+            }
         }
     }
     let shards = Shards::start(&Config { spin: Duration::ZERO, ..Config::default() }).unwrap();

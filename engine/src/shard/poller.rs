@@ -21,7 +21,8 @@ pub trait Poller {
     /// Looks, and does what is there. Whether there was anything.
     fn poll(self: Rc<Self>) -> bool;
 
-    /// The shard is about to sleep: arm what wakes it, then look once more.
+    /// The shard is about to sleep: arm what wakes it, then look once more. After [`Wake::Look`] this is called again
+    /// at each look, and [`Poller::poll`] only when it says [`Wake::Busy`], or something else has woken the shard.
     fn sleep(&self) -> Wake;
 }
 
