@@ -106,8 +106,10 @@ pub(crate) fn ranges(data: &[u8], limits: &Limits) -> Result<Vec<Blocks>, Status
 }
 
 /// The status of an operation that failed. Statuses without DNR make the host try again.
-pub(crate) fn status(error: IoError) -> Status {
+pub(crate) fn status(error: IoError, op: Op) -> Status {
     match error {
+        // Writes are lost: a second flush that succeeds would tell the host otherwise.
+        IoError::WriteFault if op == Op::Flush => Status::WRITE_FAULT.dnr(),
         IoError::OutOfRange => Status::LBA_OUT_OF_RANGE.dnr(),
         IoError::ReadFault => Status::UNRECOVERED_READ_ERROR,
         IoError::WriteFault => Status::WRITE_FAULT,
@@ -180,6 +182,13 @@ mod tests {
         let mut fused = command(NvmOpcode::Write, 0, 0);
         fused.flags = fused.flags.with_fuse(1);
         assert_eq!(parse(&fused, &limits, 1 << 20), Err(Status::INVALID_FIELD.dnr()));
+    }
+
+    #[test]
+    fn a_flush_that_has_lost_writes_is_not_to_be_tried_again() {
+        assert!(status(IoError::WriteFault, Op::Flush).is_dnr());
+        assert!(!status(IoError::Aborted, Op::Flush).is_dnr());
+        assert!(!status(IoError::WriteFault, Op::Write { fua: false }).is_dnr());
     }
 
     /// E.56

@@ -14,7 +14,7 @@ mod random;
 mod rules;
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use engine::{Channel, Limits, Shard, ShardHandle, Volume, VolumeStats};
@@ -45,6 +45,8 @@ pub struct FaultVolume {
     cache: Option<Mutex<Cache>>,
     /// Counts power cuts.
     epoch: AtomicU64,
+    /// Completed writes are lost, and no flush has said so yet.
+    lost: AtomicBool,
     home: OnceLock<ShardHandle>,
     stats: VolumeStats,
 }
@@ -58,6 +60,7 @@ impl FaultVolume {
             rules: Mutex::new(Rules::new(faults.rules, faults.seed)),
             cache: faults.volatile_cache.then(|| Mutex::new(Cache::new(blocks))),
             epoch: AtomicU64::new(0),
+            lost: AtomicBool::new(false),
             home: OnceLock::new(),
             stats: VolumeStats::default(),
         }
@@ -69,14 +72,27 @@ impl FaultVolume {
     }
 
     /// Cuts the power and gives it back. What was not flushed is lost or survives in part, as `seed` has it; what is
-    /// on its way comes back as aborted; what comes later waits until that is so. Called from any thread.
+    /// on its way comes back as aborted, and a flush as failed; what comes later waits until that is so. If anything was
+    /// lost, the next flush fails too: nobody may take it for a promise about what came before. Called from any thread.
     pub fn power_cut(&self, seed: u64) {
         // Held meanwhile, so that nothing enters the cache between its loss and the announcement.
         let cache = self.cache();
         self.epoch.fetch_add(1, Ordering::SeqCst);
-        if let Some(mut cache) = cache {
-            cache.power_cut(seed);
+        if let Some(mut cache) = cache
+            && cache.power_cut(seed)
+        {
+            self.lost.store(true, Ordering::SeqCst);
         }
+    }
+
+    /// Notes that the process that had the cache was killed: what it held is lost.
+    pub fn note_loss(&self) {
+        self.lost.store(self.has_cache(), Ordering::SeqCst);
+    }
+
+    /// Whether completed writes were lost, said once.
+    fn admit_loss(&self) -> bool {
+        self.lost.load(Ordering::Relaxed) && self.lost.swap(false, Ordering::SeqCst)
     }
 
     /// Whether writes stay in a volatile cache.

@@ -114,8 +114,14 @@ impl DataPlane for Double {
         self.call(format!("set_maxima {}", maxima.rw_iops_kiops))
     }
 
-    fn fault(&self, below: Arc<dyn Volume>, faults: fault::Faults) -> PlaneResult<Arc<dyn Volume>> {
-        self.call(format!("fault {} {}", below.limits().blocks, faults.rules.len()))?;
+    fn fault(
+        &self,
+        below: Arc<dyn Volume>,
+        faults: fault::Faults,
+        lost: bool,
+    ) -> PlaneResult<Arc<dyn Volume>> {
+        let lost = if lost { " lost" } else { "" };
+        self.call(format!("fault {} {}{lost}", below.limits().blocks, faults.rules.len()))?;
         Ok(volume(below.limits()))
     }
 

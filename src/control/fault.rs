@@ -38,7 +38,9 @@ impl Resource for FaultVolume {
     }
 
     fn build(&mut self, site: &Site<'_>) -> Result<Option<Arc<dyn Volume>>, Status> {
-        Ok(Some(site.registry.plane().fault(site.below()?, faults(self)?)?))
+        // Only one that is built again has had a cache in another process.
+        let lost = site.promise.is_some() && site.registry.was_killed();
+        Ok(Some(site.registry.plane().fault(site.below()?, faults(self)?, lost)?))
     }
 
     fn counters(&self, _registry: &Registry, entry: &Entry) -> Result<Counters, Status> {
@@ -103,7 +105,9 @@ fn effect(asked: &FaultRule) -> Result<Effect, (&'static str, &'static str)> {
             Ok(delay) if delay <= LONGEST => Ok(Effect::Delay(delay)),
             _ => Err(("delay", "must be 0 to 3600 seconds")),
         },
-        None => Err(("error", "missing: a rule has an error or a delay")),
+        Some(AskedEffect::Ignored(true)) => Ok(Effect::Ignore),
+        Some(AskedEffect::Ignored(false)) => Err(("ignored", "must be true")),
+        None => Err(("error", "missing: a rule has an error, a delay, or ignores")),
     }
 }
 

@@ -62,4 +62,13 @@ impl Control {
         let schema = Schema::new().map_err(|status| store.failed(status.message()))?;
         Ok(Control(Arc::new(Registry::open(plane, store, schema)?)))
     }
+
+    /// Notes that this process ends in order and that everything is flushed: the next one need not take volatile caches
+    /// for lost. Blocks.
+    ///
+    /// # Errors
+    /// The state directory cannot be written.
+    pub fn end(&self) -> Result<(), StoreError> {
+        self.0.end()
+    }
 }

@@ -37,8 +37,8 @@ pub trait DataPlane: Send + Sync + 'static {
     /// Changes the maxima of a volume that [`DataPlane::qos`] returned.
     fn set_maxima(&self, volume: &Arc<dyn Volume>, maxima: &Maxima) -> PlaneResult<()>;
 
-    /// A volume over `below` that misbehaves as it is told.
-    fn fault(&self, below: Arc<dyn Volume>, faults: Faults) -> PlaneResult<Arc<dyn Volume>>;
+    /// A volume over `below` that misbehaves as it is told. `lost`: what its cache held was lost with another process.
+    fn fault(&self, below: Arc<dyn Volume>, faults: Faults, lost: bool) -> PlaneResult<Arc<dyn Volume>>;
 
     /// Puts other rules in the place of those of a volume that [`DataPlane::fault`] returned.
     fn set_faults(&self, volume: &Arc<dyn Volume>, faults: Faults) -> PlaneResult<()>;

@@ -20,6 +20,8 @@ use super::vault::{self, Vault, VaultError};
 const OBJECTS: TableDefinition<&str, &[u8]> = TableDefinition::new("objects");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
+/// The key in `meta` that is there while a process has the directory.
+const RUNNING: &str = "running";
 /// Version of what the tables hold.
 const FORMAT: u8 = 1;
 /// Wrapped by the vault, so that another key-encryption key is noticed at once.
@@ -163,6 +165,8 @@ pub(crate) struct Store {
     path: PathBuf,
     database: Database,
     host_id: Uuid,
+    /// The last process that had the directory did not end in order.
+    killed: bool,
     vault: Vault,
     _lock: File,
     /// Writing fails, as on a full disk.
@@ -204,18 +208,46 @@ impl Store {
             path,
             database,
             host_id: Uuid::nil(),
+            killed: false,
             vault,
             _lock: lock,
             #[cfg(test)]
             fails: false.into(),
         };
         store.prepare()?;
+        store.killed = store.set_running(Some(&[1]))?;
         Ok(store)
     }
 
     /// The identifier of this installation as an NVMe host.
     pub fn host_id(&self) -> Uuid {
         self.host_id
+    }
+
+    /// Whether the last process that had the directory was killed, and volatile caches in its memory with it.
+    pub fn was_killed(&self) -> bool {
+        self.killed
+    }
+
+    /// Notes that this process ends in order: everything is flushed.
+    pub fn end(&self) -> Result<(), StoreError> {
+        self.set_running(None).map(drop)
+    }
+
+    /// Sets or clears the mark of a running process; whether it was set.
+    fn set_running(&self, mark: Option<&[u8]>) -> Result<bool, StoreError> {
+        let set = || -> Result<bool, redb::Error> {
+            let transaction = self.database.begin_write()?;
+            let mut meta = transaction.open_table(META)?;
+            let before = match mark {
+                Some(mark) => meta.insert(RUNNING, mark)?.is_some(),
+                None => meta.remove(RUNNING)?.is_some(),
+            };
+            drop(meta);
+            transaction.commit()?;
+            Ok(before)
+        };
+        set().map_err(|e| self.failed(e))
     }
 
     /// Wraps and unwraps keys.

@@ -17,12 +17,16 @@ impl Issuer for Told {
 }
 
 /// Flushes all of `volumes` at once, and waits for them until `end`. What failed or took too long is logged: hosts were
-/// never told that it is on the medium.
-pub(super) fn all(shards: &[ShardHandle], volumes: impl Iterator<Item = Arc<dyn Volume>>, end: Instant) {
+/// never told that it is on the medium. Whether all succeeded.
+pub(super) fn all(
+    shards: &[ShardHandle],
+    volumes: impl Iterator<Item = Arc<dyn Volume>>,
+    end: Instant,
+) -> bool {
     let (to, answers) = channel();
-    let mut waiting = 0;
+    let (mut waiting, mut flushed) = (0, true);
     for (number, volume) in volumes.enumerate() {
-        let Some(shard) = shards.get(number % shards.len().max(1)) else { return };
+        let Some(shard) = shards.get(number % shards.len().max(1)) else { return false };
         let to = to.clone();
         waiting += 1;
         shard.run(move |shard| {
@@ -35,9 +39,16 @@ pub(super) fn all(shards: &[ShardHandle], volumes: impl Iterator<Item = Arc<dyn 
     while waiting > 0 {
         match answers.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "a volume could not be flushed"),
-            Err(_) => return tracing::warn!(volumes = waiting, "gave up waiting for flushes"),
+            Ok(Err(error)) => {
+                flushed = false;
+                tracing::error!(%error, "a volume could not be flushed");
+            }
+            Err(_) => {
+                tracing::warn!(volumes = waiting, "gave up waiting for flushes");
+                return false;
+            }
         }
         waiting -= 1;
     }
+    flushed
 }

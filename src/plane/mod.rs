@@ -88,15 +88,15 @@ impl Plane {
     }
 
     /// Ends everything in order, within about `patience`: hosts are disconnected, what they wrote is flushed, remotes
-    /// are disconnected. What could not be flushed is logged.
-    pub fn shut_down(&self, patience: Duration) {
+    /// are disconnected. Whether all was flushed; what could not be is logged.
+    pub fn shut_down(&self, patience: Duration) -> bool {
         let end = Instant::now() + patience;
         let subsystems: Vec<_> = lock(&self.subsystems).values().cloned().collect();
         for subsystem in &subsystems {
             self.close_controllers(subsystem, end);
         }
         self.target.close();
-        flush::all(&self.shards, subsystems.iter().flat_map(|s| s.volumes()), end);
+        let flushed = flush::all(&self.shards, subsystems.iter().flat_map(|s| s.volumes()), end);
         for subsystem in &subsystems {
             if !subsystem.close().wait(end.saturating_duration_since(Instant::now())) {
                 tracing::warn!(subsystem = subsystem.name(), "some I/O did not end");
@@ -106,6 +106,7 @@ impl Plane {
             remote.close();
         }
         self.pass_a_turn();
+        flushed
     }
 
     /// Waits until every shard has done what it was asked so far.
@@ -145,8 +146,8 @@ impl DataPlane for Plane {
         lock(&self.volumes).set_maxima(volume, maxima)
     }
 
-    fn fault(&self, below: Arc<dyn Volume>, faults: Faults) -> PlaneResult<Arc<dyn Volume>> {
-        Ok(lock(&self.volumes).fault(below, faults))
+    fn fault(&self, below: Arc<dyn Volume>, faults: Faults, lost: bool) -> PlaneResult<Arc<dyn Volume>> {
+        Ok(lock(&self.volumes).fault(below, faults, lost))
     }
 
     fn set_faults(&self, volume: &Arc<dyn Volume>, faults: Faults) -> PlaneResult<()> {

@@ -42,7 +42,7 @@ impl House {
     }
 
     fn end(self) {
-        self.plane.shut_down(Duration::from_secs(5));
+        assert!(self.plane.shut_down(Duration::from_secs(5)));
         self.shards.stop();
     }
 }
@@ -170,7 +170,7 @@ fn a_volume_s_faults_are_its_own() {
     let plane = &house.plane;
     let plain = plane.malloc(512, 8).unwrap();
     let cached = Faults { volatile_cache: true, ..Faults::default() };
-    let faulty = plane.fault(plain.clone(), cached.clone()).unwrap();
+    let faulty = plane.fault(plain.clone(), cached.clone(), false).unwrap();
     plane.set_faults(&faulty, cached).unwrap();
     assert_eq!(failure(plane.set_faults(&faulty, Faults::default())), Failure::Invalid);
     assert_eq!(failure(plane.cut_power(&plain, 0)), Failure::Precondition);

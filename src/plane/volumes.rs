@@ -83,8 +83,12 @@ impl Typed {
         Ok(())
     }
 
-    pub(super) fn fault(&mut self, below: Arc<dyn Volume>, faults: Faults) -> Arc<dyn Volume> {
-        keep(&mut self.fault, FaultVolume::new(below, faults))
+    pub(super) fn fault(&mut self, below: Arc<dyn Volume>, faults: Faults, lost: bool) -> Arc<dyn Volume> {
+        let volume = FaultVolume::new(below, faults);
+        if lost {
+            volume.note_loss();
+        }
+        keep(&mut self.fault, volume)
     }
 
     pub(super) fn set_faults(&self, volume: &Arc<dyn Volume>, faults: Faults) -> PlaneResult<()> {

@@ -44,21 +44,28 @@ pub fn run(args: &Serve) -> anyhow::Result<()> {
     let settings = settings(args)?;
     let shards = Shards::start(&shards(args)).context("start the shards")?;
     let plane = Arc::new(Plane::new(settings, shards.handles())?);
-    let served = serve(args, &runtime, &plane, signals);
+    let control = Control::open(plane.clone(), &args.state_dir, args.kek_file.as_deref());
+    let served = match &control {
+        Ok(control) => serve(args, &runtime, control, signals),
+        Err(_) => Ok(()),
+    };
     end::bound();
     runtime.shutdown_timeout(LAST_CALLS);
-    plane.shut_down(LAST_IO);
+    let ended = match (plane.shut_down(LAST_IO), control) {
+        (true, Ok(control)) => control.end(),
+        (_, control) => control.map(drop),
+    };
     drop(plane);
     shards.stop();
-    served
+    served?;
+    Ok(ended?)
 }
 
-/// Restores what is declared, and answers calls until a signal comes.
-fn serve(args: &Serve, runtime: &Runtime, plane: &Arc<Plane>, mut signals: Signals) -> anyhow::Result<()> {
-    let control = Control::open(plane.clone(), &args.state_dir, args.kek_file.as_deref())?;
+/// Declares the objects of a file, and answers calls until a signal comes.
+fn serve(args: &Serve, runtime: &Runtime, control: &Control, mut signals: Signals) -> anyhow::Result<()> {
     runtime.block_on(async {
         if let Some(file) = &args.config {
-            declare(&control, file).await?;
+            declare(control, file).await?;
         }
         let addr = args.grpc_addr;
         let listener = TcpListener::bind(addr).await.with_context(|| format!("--grpc-addr {addr}"))?;
@@ -69,7 +76,7 @@ fn serve(args: &Serve, runtime: &Runtime, plane: &Arc<Plane>, mut signals: Signa
         };
         tracing::info!(grpc = %addr, ctrlr_dir = %args.ctrlr_dir.display(), "ready");
         notify(NotifyState::Ready);
-        control::serve(control, listener, stop).await?;
+        control::serve(control.clone(), listener, stop).await?;
         Ok(())
     })
 }

@@ -39,6 +39,8 @@ pub(super) fn judge(answer: &Answer, op: Op, attempts: u16, crdt: [u16; 3]) -> V
     let tries = match status.sct() {
         _ if status.is_dnr() => 0,
         sct::PATH if status.code() != Status::ASYMMETRIC_ACCESS_PERSISTENT_LOSS => PATH_RETRIES,
+        // Whatever failed inside may have been a write-back: a second flush that succeeds would be a lie.
+        _ if op == Op::Flush && status.code() == Status::INTERNAL_ERROR => 0,
         _ if may_pass(status) => RETRIES,
         _ => 0,
     };
@@ -133,6 +135,13 @@ mod tests {
         );
         assert_eq!(judged(Status::ASYMMETRIC_ACCESS_PERSISTENT_LOSS, 0), Verdict::End(Err(IoError::Failed)));
         assert_eq!(judged(Status::UNRECOVERED_READ_ERROR, 0), Verdict::End(Err(IoError::ReadFault)));
+    }
+
+    #[test]
+    fn a_flush_that_failed_inside_is_not_tried_again() {
+        let answer = Answer { status: Status::INTERNAL_ERROR, result: 0, damaged: false };
+        assert!(matches!(judge(&answer, Op::Flush, 0, [0; 3]), Verdict::End(Err(_))));
+        assert!(matches!(judge(&answer, Op::Read, 0, [0; 3]), Verdict::Again(_)));
     }
 
     #[test]

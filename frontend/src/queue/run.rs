@@ -264,6 +264,7 @@ impl<T: Transport> Issuer for Queue<T> {
                 let took = self.local.shard().now().saturating_sub(slot.sent);
                 self.stats.record(io.request(), work.attachment.limits.block_size, took, &result);
             }
+            let op = io.op();
             io.request_mut().sgl = Sgl::empty();
             slot.io = Some(io);
             let Stage::Io(work) = &slot.stage else { return };
@@ -275,7 +276,7 @@ impl<T: Transport> Issuer for Queue<T> {
                 Err(engine::IoError::Aborted) if work.attachment.is_gone() => {
                     Some(Status::INVALID_NAMESPACE_OR_FORMAT.dnr())
                 }
-                Err(error) => Some(nvm::status(error)),
+                Err(error) => Some(nvm::status(error, op)),
             };
             (ticket, failed)
         };

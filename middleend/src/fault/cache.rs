@@ -89,8 +89,9 @@ impl Cache {
 
     /// The power goes. Of each block that was not flushed, one of its versions or none survives, independently of the
     /// others: writes are lost, torn between blocks, and seem to have happened in another order. Every fourth seed
-    /// loses them all.
-    pub fn power_cut(&mut self, seed: u64) {
+    /// loses them all. Whether there was anything to lose.
+    pub fn power_cut(&mut self, seed: u64) -> bool {
+        let unflushed = self.unflushed();
         let mut random = Random::new(seed);
         let all_lost = seed.is_multiple_of(4);
         for entry in self.entries.values_mut() {
@@ -102,6 +103,7 @@ impl Cache {
         }
         self.entries.retain(|_, entry| entry.survivor.is_some());
         self.held = self.entries.len();
+        unflushed > 0
     }
 }
 

@@ -44,8 +44,8 @@ struct FaultChannel {
     /// What came after a power cut whose victims are not all back.
     held: RefCell<VecDeque<Io>>,
     keys: Cell<u64>,
-    /// What a rule holds back, and the error that waits for it.
-    delayed: RefCell<BTreeMap<u64, (Io, Option<IoError>)>>,
+    /// What a rule holds back, and the end that it is to have.
+    delayed: RefCell<BTreeMap<u64, (Io, Option<IoResult>)>>,
     /// What the cache knew of the blocks that are being read below.
     overlays: RefCell<BTreeMap<u64, Vec<Image>>>,
     job: RefCell<Option<Job>>,
@@ -85,10 +85,10 @@ impl Channel for FaultChannel {
         self.in_flight.set(self.in_flight.get() + 1);
         let verdict = lock(&self.volume.rules).judge(io.request());
         if verdict.delay.is_zero() {
-            return self.act(io, verdict.error);
+            return self.act(io, verdict.instead);
         }
         let key = self.key();
-        self.delayed.borrow_mut().insert(key, (io, verdict.error));
+        self.delayed.borrow_mut().insert(key, (io, verdict.instead));
         self.shard.timer(verdict.delay, self.clone(), key);
     }
 
@@ -114,15 +114,15 @@ impl OnTimer for FaultChannel {
     fn on_timer(self: Rc<Self>, key: u64) {
         self.notice_power_cut();
         let delayed = self.delayed.borrow_mut().remove(&key);
-        if let Some((io, error)) = delayed {
-            self.act(io, error);
+        if let Some((io, instead)) = delayed {
+            self.act(io, instead);
         }
     }
 }
 
 impl Issuer for FaultChannel {
     fn resume(self: Rc<Self>, mut io: Io, cookie: u64, result: IoResult) {
-        let result = if self.power_was_cut() { Err(IoError::Aborted) } else { result };
+        let result = if self.power_was_cut() { Err(cut(&io)) } else { result };
         match cookie {
             PASSED => self.finish(io, result),
             PUSHED | LAST => self.job_returned(io, cookie == LAST, result),
@@ -158,7 +158,8 @@ impl FaultChannel {
         }
         let delayed = self.delayed.take().into_values().map(|(io, _)| io);
         for io in delayed.chain(self.jobs.take()) {
-            self.finish(io, Err(IoError::Aborted));
+            let error = cut(&io);
+            self.finish(io, Err(error));
         }
         self.begin_anew();
     }
@@ -189,13 +190,16 @@ impl FaultChannel {
         }
     }
 
-    /// Does what the I/O asks, or fails it.
-    fn act(&self, io: Io, error: Option<IoError>) {
-        if let Some(error) = error {
-            return self.finish(io, Err(error));
+    /// Does what the I/O asks, or ends it as a rule says.
+    fn act(&self, io: Io, instead: Option<IoResult>) {
+        if let Some(result) = instead {
+            return self.finish(io, result);
         }
         if self.volume.cache.is_none() {
             return self.send(io, PASSED, None);
+        }
+        if io.op() == Op::Flush && self.volume.admit_loss() {
+            return self.finish(io, Err(IoError::WriteFault));
         }
         match io.op() {
             Op::Read | Op::Compare => self.read(io),
@@ -302,7 +306,7 @@ impl FaultChannel {
             if let (Ok(()), Some(mut cache)) = (result, self.volume.cache()) {
                 covered.iter().for_each(|image| cache.pushed(image));
             }
-            if job.revoked && !last {
+            if job.revoked && !last && result.is_ok() {
                 result = Err(IoError::Aborted);
             }
         }
@@ -315,6 +319,11 @@ impl FaultChannel {
         self.finish(io, result);
         self.next_job();
     }
+}
+
+/// How what is on its way ends when the power goes. An aborted flush may be tried again; one that has lost writes not.
+fn cut(io: &Io) -> IoError {
+    if io.op() == Op::Flush { IoError::WriteFault } else { IoError::Aborted }
 }
 
 /// Takes blocks that follow one another, at most `most`.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use engine::{IoError, Op, Request};
+use engine::{IoError, IoResult, Op, Request};
 
 use super::random::Random;
 
@@ -44,6 +44,8 @@ pub enum Effect {
     Fail(IoError),
     /// It is held back for this long, then done.
     Delay(Duration),
+    /// It succeeds at once, and nothing is done: the disk lies.
+    Ignore,
 }
 
 /// One way in which the volume misbehaves.
@@ -80,7 +82,8 @@ impl Rule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub delay: Duration,
-    pub error: Option<IoError>,
+    /// What it ends with, in the place of being done.
+    pub instead: Option<IoResult>,
 }
 
 /// The rules in force, and how far each of them is.
@@ -95,7 +98,7 @@ impl Rules {
         Rules { rules: rules.into_iter().map(|rule| (rule, 0)).collect(), random: Random::new(seed) }
     }
 
-    /// Every rule that matches adds its delay; the first that fails the I/O gives the error.
+    /// Every rule that matches adds its delay; the first that fails or ignores the I/O says how it ends.
     pub fn judge(&mut self, request: &Request) -> Verdict {
         let mut verdict = Verdict::default();
         for (rule, seen) in &mut self.rules {
@@ -107,7 +110,8 @@ impl Rules {
             let hit =
                 turn >= rule.skip && turn - rule.skip < rule.times && self.random.chance(rule.probability);
             match rule.effect {
-                Effect::Fail(error) if hit => verdict.error = verdict.error.or(Some(error)),
+                Effect::Fail(error) if hit => verdict.instead = verdict.instead.or(Some(Err(error))),
+                Effect::Ignore if hit => verdict.instead = verdict.instead.or(Some(Ok(()))),
                 Effect::Delay(delay) if hit => verdict.delay = verdict.delay.saturating_add(delay),
                 _ => (),
             }
@@ -129,7 +133,7 @@ mod tests {
         let fail = Effect::Fail(IoError::ReadFault);
         let mut rules =
             Rules::new(vec![Rule { lbas: 10..12, ..Rule::new(&[Kind::Read, Kind::Flush], fail) }], 0);
-        let mut fails = |request: Request| rules.judge(&request).error.is_some();
+        let mut fails = |request: Request| rules.judge(&request).instead.is_some();
         assert!(!fails(read(8)) && fails(read(9)) && fails(read(11)) && !fails(read(12)));
         assert!(!fails(Request { op: Op::Write { fua: true }, ..read(10) }));
         assert!(fails(Request { op: Op::Flush, ..Request::default() }));
@@ -143,8 +147,17 @@ mod tests {
         let mut rules = Rules::new(vec![rule, Rule::new(&[], late), Rule::new(&[], late)], 0);
         let verdicts: Vec<_> = (0..7).map(|_| rules.judge(&read(0))).collect();
         assert!(verdicts.iter().all(|v| v.delay == Duration::from_secs(2)));
-        let failed: Vec<_> = verdicts.iter().map(|v| v.error.is_some()).collect();
+        let failed: Vec<_> = verdicts.iter().map(|v| v.instead.is_some()).collect();
         assert_eq!(failed, [false, false, true, true, true, false, false]);
+    }
+
+    #[test]
+    fn the_first_end_counts() {
+        let [fail, lie] =
+            [Effect::Fail(IoError::WriteFault), Effect::Ignore].map(|effect| Rule::new(&[], effect));
+        let ends = |rules| Rules::new(rules, 0).judge(&read(0)).instead;
+        assert_eq!(ends(vec![lie.clone(), fail.clone()]), Some(Ok(())));
+        assert_eq!(ends(vec![fail, lie]), Some(Err(IoError::WriteFault)));
     }
 
     #[test]
@@ -152,7 +165,7 @@ mod tests {
         let hits = |seed| -> Vec<bool> {
             let rule = Rule { probability: 0.25, ..Rule::new(&[], Effect::Fail(IoError::Transient)) };
             let mut rules = Rules::new(vec![rule], seed);
-            (0..1000).map(|_| rules.judge(&read(0)).error.is_some()).collect()
+            (0..1000).map(|_| rules.judge(&read(0)).instead.is_some()).collect()
         };
         assert_eq!(hits(1), hits(1));
         assert_ne!(hits(1), hits(2));

@@ -124,6 +124,16 @@ impl Registry {
         self.store.host_id()
     }
 
+    /// Whether the process before this one was killed.
+    pub fn was_killed(&self) -> bool {
+        self.store.was_killed()
+    }
+
+    /// Notes that this process ends in order.
+    pub fn end(&self) -> Result<(), StoreError> {
+        self.store.end()
+    }
+
     /// The object of this name.
     pub fn entry(&self, name: &str) -> Option<Arc<Entry>> {
         self.read().get(name).cloned()
