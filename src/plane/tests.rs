@@ -181,7 +181,8 @@ fn a_volume_s_faults_are_its_own() {
     assert_eq!(plane.unflushed(&faulty).unwrap(), 1);
     plane.cut_power(&faulty, 0).unwrap();
     assert_eq!(plane.unflushed(&faulty).unwrap(), 0);
-    house.end();
+    assert!(!house.plane.shut_down(Duration::from_secs(5)), "the last flush tells of the loss");
+    house.shards.stop();
 }
 
 #[test]
