@@ -16,7 +16,7 @@ pub mod tcp;
 pub mod vfio_user;
 
 pub use controller::{AttachError, Config, Controller, Host, Port, QueueLink, QueueToken, Shared};
-pub use namespace::{Attachment, Drain, Namespace};
+pub use namespace::{Attachment, Drain, Namespace, Protection};
 pub use pcie::Doorbells;
 pub use queue::{
     AdminQueue, Completion, Data, Direction, Outcome, Queue, QueueConfig, Reply, Ticket, Transport,

@@ -1,6 +1,6 @@
 //! Namespaces: a volume under a number and identities, as a subsystem shows it to hosts.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,6 +29,18 @@ impl std::fmt::Debug for Namespace {
     }
 }
 
+/// Whether a namespace takes writes (Base 2.1, 8.1.16).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protection {
+    /// It does.
+    #[default]
+    None,
+    /// It does not, until a host allows it again.
+    Protected,
+    /// It does not, as long as this process lives.
+    UntilPowerCycle,
+}
+
 /// Tells when the last command on a removed namespace has ended, on every shard.
 #[derive(Debug)]
 pub struct Drain(Receiver<Infallible>);
@@ -54,31 +66,51 @@ pub struct Attachment {
     pub limits: Limits,
     /// log2 of the block size in bytes.
     pub block_shift: u32,
+    /// How it is write protected, for all hosts.
+    pub protection: Protection,
     channel: OnceCell<ChannelRef>,
-    /// Given when the namespace goes: let go with the last command.
-    gone: OnceCell<Sender<Infallible>>,
+    /// New commands use this one.
+    current: Cell<bool>,
+    /// Given when the namespace goes: let go with the last command. One for this and those that it was renewed from.
+    gone: Rc<OnceCell<Sender<Infallible>>>,
 }
 
 impl Attachment {
-    pub(crate) fn new(namespace: Arc<Namespace>) -> Rc<Self> {
+    pub(crate) fn new(namespace: Arc<Namespace>, protection: Protection) -> Rc<Self> {
+        Self::make(namespace, protection, Rc::default())
+    }
+
+    fn make(
+        namespace: Arc<Namespace>,
+        protection: Protection,
+        gone: Rc<OnceCell<Sender<Infallible>>>,
+    ) -> Rc<Self> {
         let limits = namespace.volume.limits();
         let block_shift = limits.block_size.trailing_zeros();
         Rc::new(Attachment {
             namespace,
             limits,
             block_shift,
+            protection,
             channel: OnceCell::new(),
-            gone: OnceCell::new(),
+            current: Cell::new(true),
+            gone,
         })
     }
 
-    /// The same with the limits that the volume has now.
-    pub(crate) fn renewed(&self) -> Rc<Self> {
-        let new = Attachment::new(self.namespace.clone());
+    /// The same with the limits that the volume has now, for commands to come.
+    pub(crate) fn renewed(&self, protection: Protection) -> Rc<Self> {
+        let new = Attachment::make(self.namespace.clone(), protection, self.gone.clone());
+        self.current.set(false);
         if let Some(channel) = self.channel.get() {
             let _ = new.channel.set(channel.clone());
         }
         new
+    }
+
+    /// Whether the namespace is as it was when a command was checked against it.
+    pub(crate) fn is_current(&self) -> bool {
+        self.current.get()
     }
 
     /// Whether the namespace was removed.
@@ -99,6 +131,7 @@ impl Attachment {
     }
 
     pub(crate) fn going(&self, hold: Sender<Infallible>) {
+        self.current.set(false);
         let _ = self.gone.set(hold);
     }
 }

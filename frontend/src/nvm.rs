@@ -11,6 +11,9 @@ use nvme_proto::{Sqe, Status};
 /// Bytes of one Dataset Management range.
 pub(crate) const RANGE_LEN: usize = size_of::<DsmRange>();
 
+/// Bytes that one Verify checks at most (VSL).
+pub(crate) const VERIFY_MAX: u64 = 8 << 20;
+
 /// An operation on a run of blocks, checked against the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Blocks {
@@ -24,10 +27,23 @@ pub(crate) struct Blocks {
 pub(crate) enum Command {
     /// One operation, with as many bytes of data if [`Op::has_data`].
     Blocks(Blocks),
+    /// Read the blocks, for nobody.
+    Verify(Blocks),
     /// Deallocate the ranges that the data lists: that many.
     Deallocate(usize),
     /// Nothing needs to be done.
     Nothing,
+}
+
+impl Command {
+    /// Whether it may change what blocks read as.
+    pub fn modifies(&self) -> bool {
+        match self {
+            Command::Blocks(blocks) => blocks.op.modifies(),
+            Command::Deallocate(_) => true,
+            Command::Verify(_) | Command::Nothing => false,
+        }
+    }
 }
 
 /// What `sqe` asks of a namespace with `limits`; a command moves at most `max_bytes`.
@@ -49,6 +65,10 @@ pub(crate) fn parse(sqe: &Sqe, limits: &Limits, max_bytes: u64) -> Result<Comman
             able(limits.compare)?;
             run(sqe, limits, Op::Compare, max_bytes)
         }
+        NvmOpcode::Verify => match run(sqe, limits, Op::Read, VERIFY_MAX)? {
+            Command::Blocks(blocks) => Ok(Command::Verify(blocks)),
+            other => Ok(other),
+        },
         NvmOpcode::WriteZeroes => {
             able(limits.write_zeroes)?;
             run(sqe, limits, Op::WriteZeroes { deallocate, fua }, u64::MAX)
@@ -65,16 +85,23 @@ pub(crate) fn parse(sqe: &Sqe, limits: &Limits, max_bytes: u64) -> Result<Comman
     }
 }
 
-/// What no namespace here has: protection information, storage tags, directives, command extensions; and DEAC but for
-/// Write Zeroes.
-fn asks_too_much(cdw12: RwCdw12, op: Op) -> bool {
-    let protection = cdw12.pract() || cdw12.prchk_guard() || cdw12.prchk_app() || cdw12.prchk_ref();
-    let deac = cdw12.deac() && !matches!(op, Op::WriteZeroes { .. });
-    protection || deac || cdw12.stc() || cdw12.dtype() != 0 || cdw12.cetype() != 0
+/// The bits of CDW12 that ask for what no namespace here has: protection information, storage tags, directives, command
+/// extensions; and DEAC but for Write Zeroes.
+fn wrong_bits(sqe: &Sqe) -> u32 {
+    let refused = RwCdw12::new()
+        .with_pract(true)
+        .with_prchk_guard(true)
+        .with_prchk_app(true)
+        .with_prchk_ref(true)
+        .with_deac(sqe.nvm() != NvmOpcode::WriteZeroes)
+        .with_stc(true)
+        .with_dtype(0xf)
+        .with_cetype(0xf);
+    sqe.cdw12 & refused.into_bits()
 }
 
 fn run(sqe: &Sqe, limits: &Limits, op: Op, max_bytes: u64) -> Result<Command, Status> {
-    if asks_too_much(RwCdw12::from_bits(sqe.cdw12), op) {
+    if wrong_bits(sqe) != 0 {
         return Err(Status::INVALID_FIELD.dnr());
     }
     let (lba, blocks) = (sqe.slba(), sqe.nlb());
@@ -125,6 +152,55 @@ pub(crate) fn status(error: IoError, op: Op) -> Status {
     }
 }
 
+/// Whether a command is one that some namespace may do.
+pub(crate) fn is_known(sqe: &Sqe) -> bool {
+    matches!(
+        sqe.nvm(),
+        NvmOpcode::Flush
+            | NvmOpcode::Read
+            | NvmOpcode::Write
+            | NvmOpcode::Compare
+            | NvmOpcode::WriteZeroes
+            | NvmOpcode::DatasetManagement
+            | NvmOpcode::Verify
+    )
+}
+
+/// The first block that a command names; 0 if it names none.
+pub(crate) fn lba(sqe: &Sqe) -> u64 {
+    match sqe.nvm() {
+        NvmOpcode::Read
+        | NvmOpcode::Write
+        | NvmOpcode::Compare
+        | NvmOpcode::WriteZeroes
+        | NvmOpcode::Verify => sqe.slba(),
+        _ => 0,
+    }
+}
+
+/// The byte and the bit of a command that `status` refused, where one parameter is to blame (PEL of the error log).
+pub(crate) fn location(sqe: &Sqe, status: Status) -> Option<(u8, u8)> {
+    const FUSE: u8 = 1;
+    const NSID: u8 = 4;
+    const SLBA: u8 = 40;
+    const NLB: u8 = 48;
+    match status.code() {
+        Status::INVALID_OPCODE => Some((0, 0)),
+        Status::INVALID_NAMESPACE_OR_FORMAT => Some((NSID, 0)),
+        Status::LBA_OUT_OF_RANGE if sqe.nvm() != NvmOpcode::DatasetManagement => Some((SLBA, 0)),
+        Status::INVALID_FIELD if sqe.flags.fuse() != 0 => Some((FUSE, 0)),
+        Status::INVALID_FIELD if sqe.flags.psdt() == 3 => Some((FUSE, 6)),
+        Status::INVALID_FIELD => match wrong_bits(sqe) {
+            0 => Some((NLB, 0)),
+            bits => {
+                let bit = u8::try_from(bits.trailing_zeros()).unwrap_or(0);
+                Some((NLB.saturating_add(bit / 8), bit % 8))
+            }
+        },
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,9 +242,19 @@ mod tests {
         let invalid = Err(Status::INVALID_OPCODE.dnr());
         assert_eq!(parse(&command(NvmOpcode::Compare, 0, 0), &limits, 1 << 20), invalid);
         assert_eq!(parse(&command(NvmOpcode::WriteZeroes, 0, 0), &limits, 1 << 20), invalid);
-        assert_eq!(parse(&command(NvmOpcode::Verify, 0, 0), &limits, 1 << 20), invalid);
         let hint = Sqe { cdw11: 4, ..command(NvmOpcode::DatasetManagement, 0, 0) };
         assert_eq!(parse(&hint, &limits, 1 << 20), Ok(Command::Nothing));
+    }
+
+    #[test]
+    fn e57_verify_has_a_limit_of_its_own() {
+        let limits = Limits::full(4096, 1 << 20);
+        let verify = |nlb_z| parse(&command(NvmOpcode::Verify, 8, nlb_z), &limits, 4096);
+        let blocks = Blocks { op: Op::Read, lba: 8, blocks: 2048 };
+        assert_eq!(verify(2047), Ok(Command::Verify(blocks)));
+        assert_eq!(verify(2048), Err(Status::INVALID_FIELD.dnr()));
+        let end = command(NvmOpcode::Verify, (1 << 20) - 1, 1);
+        assert_eq!(parse(&end, &limits, 4096), Err(Status::LBA_OUT_OF_RANGE.dnr()));
     }
 
     /// E.62

@@ -180,7 +180,7 @@ fn namespaces_come_and_go_under_io() {
         }
         assert!(drain.wait(Duration::from_secs(20)));
         let gone = io.run(on(2, 2), &[], 4096).0.status();
-        assert_eq!(gone, Status::INVALID_NAMESPACE_OR_FORMAT.dnr());
+        assert_eq!(gone, Status::INVALID_FIELD.dnr());
     }
     assert!(io.write(0, &pattern(1, 512)).status().is_success(), "the other one is untouched");
 }

@@ -75,7 +75,7 @@ pub enum FeatureId {
     ReservationNotificationMask = 0x82,
     /// Reservation Persistence: [`ReservationPersistence`].
     ReservationPersistence = 0x83,
-    /// Namespace Write Protection Config.
+    /// Namespace Write Protection Config: [`WriteProtection`].
     NamespaceWriteProtection = 0x84,
 }
 
@@ -330,6 +330,17 @@ pub struct ReservationPersistence {
     /// PTPL: reservations persist through power loss.
     pub ptpl: bool,
     #[bits(31)]
+    __: u32,
+}
+
+/// Namespace Write Protection Config (84h).
+#[bitfield(u32)]
+#[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct WriteProtection {
+    /// WPS: 0 no write protect, 1 write protect, 2 write protect until power cycle, 3 permanent write protect.
+    #[bits(3)]
+    pub wps: u8,
+    #[bits(29)]
     __: u32,
 }
 

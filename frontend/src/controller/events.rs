@@ -77,11 +77,26 @@ impl Controller {
 
     /// The host did what it must not: an event of type error, such as a doorbell that does not exist.
     pub fn error_event(self: &Rc<Self>, info: ErrorInfo) {
+        self.shared.errors().note_event(Status::INTERNAL_ERROR);
         self.raise(Event::error(info));
+    }
+
+    /// Ends an event request that the host wants back; whether there is one with that identifier.
+    pub(super) fn abort_event_request(&self, cid: u16) -> bool {
+        let found = {
+            let mut events = self.events.borrow_mut();
+            let at = events.requests.iter().position(|(queue, ticket)| queue.cid(*ticket) == Some(cid));
+            at.and_then(|at| events.requests.remove(at))
+        };
+        let Some((queue, ticket)) = found else { return false };
+        queue.finish(ticket, Status::ABORT_REQUESTED.into());
+        true
     }
 
     /// A reset, or the admin queue closes: requests end, nothing is waiting, and the host wants no notices.
     pub(crate) fn forget_events(&self) {
+        self.forget_aborts();
+        self.forget_protecting();
         let forgotten = self.events.take();
         for (queue, ticket) in forgotten.requests {
             queue.finish(ticket, Status::ABORT_REQUESTED.into());

@@ -1,6 +1,9 @@
 //! Set Features and Get Features (Base 2.1, 5.1.25 and 5.1.11; NVM Command Set 1.1, 4.1.3). What a host sets has an
 //! effect, or is refused.
 
+mod protection;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,7 +18,9 @@ use nvme_proto::zerocopy::{FromBytes, FromZeros, IntoBytes};
 use nvme_proto::{Sqe, Status};
 
 use super::Controller;
-use crate::queue::{Outcome, Reply};
+use crate::queue::{AdminQueue, Outcome, Reply, Ticket};
+
+pub(super) use protection::Protecting;
 
 /// ORIGIN of a timestamp that the host set.
 const SET_BY_HOST: u8 = 1;
@@ -26,9 +31,14 @@ const OVER: u16 = 343;
 #[derive(Debug)]
 pub(super) struct Features {
     arbitration: u32,
+    power: u32,
     /// Over and under thresholds of the composite temperature, in kelvins.
     temperature: [u16; 2],
-    error_recovery: u32,
+    /// By NSID.
+    error_recovery: BTreeMap<u32, u32>,
+    coalescing: u32,
+    /// Vectors that are not coalesced (CD); the admin queue's never is.
+    prompt: BTreeSet<u16>,
     write_atomicity: u32,
     /// The host's clock when it was set, in milliseconds, and this shard's at that moment in nanoseconds.
     timestamp: Option<(u64, u64)>,
@@ -40,8 +50,11 @@ impl Features {
     pub(super) fn new(host_id: Option<[u8; 16]>) -> Self {
         Features {
             arbitration: 0,
+            power: 0,
             temperature: [OVER, 0],
-            error_recovery: 0,
+            error_recovery: BTreeMap::new(),
+            coalescing: 0,
+            prompt: BTreeSet::from([0]),
             write_atomicity: 0,
             timestamp: None,
             behavior: HostBehavior::new_zeroed(),
@@ -71,10 +84,11 @@ impl Controller {
     pub(super) fn forget_features(&self) {
         self.features.replace(Features::new(self.shared.host().map(|h| h.id)));
         self.shared.set_io_queues(self.config.max_io_queues);
+        self.shared.set_retry_delay(false);
     }
 
     /// Whether a feature is one of this controller's.
-    fn has_feature(&self, fid: FeatureId) -> bool {
+    pub(super) fn has_feature(&self, fid: FeatureId) -> bool {
         if self.config.discovery {
             return of_discovery(fid);
         }
@@ -89,7 +103,8 @@ impl Controller {
             | FeatureId::AsyncEventConfiguration
             | FeatureId::Timestamp
             | FeatureId::HostBehavior
-            | FeatureId::HostIdentifier => true,
+            | FeatureId::HostIdentifier
+            | FeatureId::NamespaceWriteProtection => true,
             FeatureId::VolatileWriteCache => self.has_cache(),
             FeatureId::InterruptCoalescing | FeatureId::InterruptVectorConfiguration => pcie,
             FeatureId::KeepAliveTimer => !pcie,
@@ -102,7 +117,12 @@ impl Controller {
     }
 
     /// Set Features.
-    pub(super) fn set_features(self: &Rc<Self>, sqe: &Sqe) -> Result<Outcome, Status> {
+    pub(super) fn set_features(
+        self: &Rc<Self>,
+        queue: Rc<dyn AdminQueue>,
+        ticket: Ticket,
+        sqe: &Sqe,
+    ) -> Result<Outcome, Status> {
         let cdw10 = SetFeaturesCdw10::from_bits(sqe.cdw10);
         let fid = cdw10.fid();
         if !self.has_feature(fid) {
@@ -111,14 +131,16 @@ impl Controller {
         if cdw10.sv() {
             return Err(Status::FEATURE_NOT_SAVEABLE);
         }
-        // Error Recovery is a namespace's; everything else is the controller's.
-        let whole = sqe.nsid == 0 || sqe.nsid == NSID_ALL;
-        if fid == FeatureId::ErrorRecovery {
-            if !whole && self.local.namespace(sqe.nsid).is_none() {
-                return Err(Status::INVALID_NAMESPACE_OR_FORMAT);
+        if is_of_namespaces(fid) {
+            if sqe.nsid != NSID_ALL {
+                self.attached(sqe.nsid)?;
             }
-        } else if !whole {
+        } else if sqe.nsid != 0 && sqe.nsid != NSID_ALL {
+            self.known(sqe.nsid)?;
             return Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC);
+        }
+        if is_fixed(fid) {
+            return Err(Status::FEATURE_NOT_CHANGEABLE);
         }
         let len = data_len(fid, sqe.cdw11);
         if len > 0 {
@@ -126,17 +148,26 @@ impl Controller {
             let fixed = fid == FeatureId::HostIdentifier && self.config.fabrics;
             return if fixed { Err(Status::COMMAND_SEQUENCE_ERROR) } else { Ok(Outcome::FromHost(len)) };
         }
-        self.set_value(fid, sqe.cdw11).map(|dw0| Reply::value(dw0).into())
+        if fid == FeatureId::NamespaceWriteProtection {
+            return self.set_protection(queue, ticket, sqe);
+        }
+        self.set_value(fid, sqe.nsid, sqe.cdw11).map(|dw0| Reply::value(dw0).into())
     }
 
-    fn set_value(self: &Rc<Self>, fid: FeatureId, value: u32) -> Result<u32, Status> {
+    /// The namespace that a command on a namespace's feature names.
+    fn attached(&self, nsid: u32) -> Result<(), Status> {
+        self.known(nsid)?.map(|_| ()).ok_or(Status::INVALID_FIELD)
+    }
+
+    fn set_value(self: &Rc<Self>, fid: FeatureId, nsid: u32, value: u32) -> Result<u32, Status> {
         let mut features = self.features.borrow_mut();
         match fid {
             FeatureId::Arbitration => features.arbitration = value,
             FeatureId::PowerManagement if PowerManagement::from_bits(value).ps() != 0 => {
                 return Err(Status::INVALID_FIELD);
             }
-            FeatureId::PowerManagement => {}
+            // There is one power state; the workload hint is remembered.
+            FeatureId::PowerManagement => features.power = value & 0xff,
             FeatureId::TemperatureThreshold => {
                 let t = TemperatureThreshold::from_bits(value);
                 // The composite temperature, or all; there are no sensors.
@@ -147,31 +178,36 @@ impl Controller {
                 *which.ok_or(Status::INVALID_FIELD)? = t.tmpth();
             }
             FeatureId::ErrorRecovery => {
-                // No namespace reports deallocated blocks (NSFEAT.DAE).
+                // No namespace reports deallocated blocks (NSFEAT.DAE). TLER bounds retries, and none are made here.
                 if ErrorRecovery::from_bits(value).dulbe() {
                     return Err(Status::INVALID_FIELD);
                 }
-                features.error_recovery = value;
+                let value = u32::from(ErrorRecovery::from_bits(value).tler());
+                let all = self.local.namespaces();
+                for attachment in all.iter().filter(|a| nsid == NSID_ALL || a.namespace.nsid == nsid) {
+                    features.error_recovery.insert(attachment.namespace.nsid, value);
+                }
             }
-            // The cache is the medium's own, and always on.
-            FeatureId::VolatileWriteCache if !VolatileWriteCache::from_bits(value).wce() => {
-                return Err(Status::FEATURE_NOT_CHANGEABLE);
-            }
-            FeatureId::VolatileWriteCache => {}
             FeatureId::NumberOfQueues => {
                 drop(features);
                 return self.set_queues(NumberOfQueues::from_bits(value));
             }
-            // Interrupts are raised once a turn, and never held back longer.
-            FeatureId::InterruptCoalescing if InterruptCoalescing::from_bits(value).time() != 0 => {
-                return Err(Status::FEATURE_NOT_CHANGEABLE);
+            FeatureId::InterruptCoalescing => {
+                features.coalescing = value & 0xffff;
+                drop(features);
+                self.port.set_coalescing(InterruptCoalescing::from_bits(value));
             }
-            FeatureId::InterruptCoalescing => {}
             FeatureId::InterruptVectorConfiguration => {
-                let iv = InterruptVectorConfiguration::from_bits(value).iv();
-                if iv > self.shared.io_queues() {
+                let set = InterruptVectorConfiguration::from_bits(value);
+                if set.iv() >= self.port.vectors() {
                     return Err(Status::INVALID_FIELD);
                 }
+                match set.cd() {
+                    true => features.prompt.insert(set.iv()),
+                    false => features.prompt.remove(&set.iv()),
+                };
+                drop(features);
+                self.port.set_prompt(set.iv(), set.cd());
             }
             FeatureId::WriteAtomicity => features.write_atomicity = value & 1,
             FeatureId::AsyncEventConfiguration => {
@@ -209,10 +245,11 @@ impl Controller {
             }
             FeatureId::HostBehavior => {
                 let set = HostBehavior::read_from_bytes(data).map_err(|_| Status::INVALID_FIELD)?;
-                // ACRE is honoured by having no retry delays; the rest is not done.
+                // Of these only ACRE means anything here.
                 if set.acre > 1 || set.etdas != 0 || set.lbafee != 0 || set.hdisns != 0 || set.cdfe != 0 {
                     return Err(Status::INVALID_FIELD);
                 }
+                self.shared.set_retry_delay(set.acre == 1);
                 features.behavior = set;
             }
             FeatureId::HostIdentifier => {
@@ -231,6 +268,9 @@ impl Controller {
         let fid = cdw10.fid();
         if !self.has_feature(fid) {
             return Err(Status::INVALID_FIELD);
+        }
+        if is_of_namespaces(fid) && cdw10.sel() != FeatureSelect::SupportedCapabilities {
+            self.attached(sqe.nsid)?;
         }
         let default = match cdw10.sel() {
             FeatureSelect::Current => false,
@@ -251,7 +291,11 @@ impl Controller {
                 let which = features.temperature.get(usize::from(asked.thsel()));
                 u32::from(*which.filter(|_| asked.tmpsel() == 0).ok_or(Status::INVALID_FIELD)?)
             }
-            FeatureId::ErrorRecovery => features.error_recovery,
+            FeatureId::PowerManagement => features.power,
+            FeatureId::ErrorRecovery => features.error_recovery.get(&sqe.nsid).copied().unwrap_or(0),
+            FeatureId::NamespaceWriteProtection if default => 0,
+            FeatureId::NamespaceWriteProtection => self.protection(sqe.nsid),
+            FeatureId::InterruptCoalescing => features.coalescing,
             FeatureId::VolatileWriteCache => VolatileWriteCache::new().with_wce(true).into_bits(),
             FeatureId::NumberOfQueues => {
                 let n_z = if default { self.config.max_io_queues } else { self.shared.io_queues() }
@@ -260,7 +304,11 @@ impl Controller {
             }
             FeatureId::InterruptVectorConfiguration => {
                 let iv = InterruptVectorConfiguration::from_bits(sqe.cdw11).iv();
-                InterruptVectorConfiguration::new().with_iv(iv).with_cd(true).into_bits()
+                if iv >= self.port.vectors() {
+                    return Err(Status::INVALID_FIELD);
+                }
+                let cd = features.prompt.contains(&iv);
+                InterruptVectorConfiguration::new().with_iv(iv).with_cd(cd).into_bits()
             }
             FeatureId::WriteAtomicity => features.write_atomicity,
             FeatureId::AsyncEventConfiguration if default => 0,
@@ -297,15 +345,16 @@ impl Controller {
     }
 }
 
+/// Features whose value is per namespace; the others are the controller's.
+pub(super) fn is_of_namespaces(fid: FeatureId) -> bool {
+    matches!(fid, FeatureId::ErrorRecovery | FeatureId::NamespaceWriteProtection)
+}
+
+/// The cache is the medium's own, and always on.
+fn is_fixed(fid: FeatureId) -> bool {
+    fid == FeatureId::VolatileWriteCache
+}
+
 fn capabilities(fid: FeatureId) -> FeatureCapabilities {
-    let fixed = matches!(
-        fid,
-        FeatureId::PowerManagement
-            | FeatureId::VolatileWriteCache
-            | FeatureId::InterruptCoalescing
-            | FeatureId::InterruptVectorConfiguration
-    );
-    FeatureCapabilities::new()
-        .with_changeable(!fixed)
-        .with_namespace_specific(fid == FeatureId::ErrorRecovery)
+    FeatureCapabilities::new().with_changeable(!is_fixed(fid)).with_namespace_specific(is_of_namespaces(fid))
 }

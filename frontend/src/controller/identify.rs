@@ -2,17 +2,18 @@
 //! limits.
 
 use nvme_proto::identify::{
-    Cmic, Cns, CommandSet, ControllerList, ControllerType, Ctratt, Dlfeat, EntrySizes, Frmw, IDENTIFY_LEN,
-    IdentifyCdw10, IdentifyCdw11, IdentifyController, IdentifyNamespace, IndependentNamespace, LbaFormat,
-    Lpa, NSID_ALL, NSID_MAX, NamespaceIdDescriptor, NamespaceIdType, Nmic, Nsfeat, NvmIdentifyController,
-    NvmIdentifyNamespace, Oacs, Oaes, Ofcs, Oncs, Sgls, Vwc, ascii,
+    Cmic, Cns, CommandSet, CommandSetVector, ControllerList, ControllerType, Ctratt, Dlfeat, EntrySizes,
+    Frmw, IDENTIFY_LEN, IdentifyCdw10, IdentifyCdw11, IdentifyController, IdentifyNamespace,
+    IndependentNamespace, LbaFormat, Lpa, NSID_ALL, NSID_MAX, NamespaceIdDescriptor, NamespaceIdType, Nmic,
+    Nsfeat, NvmIdentifyController, NvmIdentifyNamespace, Oacs, Oaes, Ofcs, Oncs, Sgls, Vwc, ascii,
 };
 use nvme_proto::register::Vs;
 use nvme_proto::zerocopy::{FromZeros, IntoBytes};
 use nvme_proto::{Sqe, Status};
 
 use super::{Controller, MAX_TRANSFER};
-use crate::namespace::Attachment;
+use crate::namespace::{Attachment, Protection};
+use crate::nvm::VERIFY_MAX;
 
 /// ACL and AERL, zero-based; ELPE, zero-based: entries that the error log keeps.
 pub(super) const ABORTS_Z: u8 = 3;
@@ -23,6 +24,14 @@ const WARNING: u16 = 343;
 const CRITICAL: u16 = 353;
 /// RTD3E: the longest shutdown to wait for, in microseconds.
 const SHUTDOWN_US: u32 = 20_000_000;
+/// CRDT1, in 100 ms: when a command that was interrupted may succeed.
+const RETRY_DELAY: u16 = 1;
+/// NWPC: write protect, and write protect until power cycle.
+const WRITE_PROTECTION: u8 = 3;
+/// CNTID that names the controller that is asked.
+const THIS_CONTROLLER: u16 = 0xffff;
+/// UIDX of CDW14.
+const UUID_INDEX: u32 = 0x7f;
 /// FB of VWC: Flush takes NSID FFFFFFFFh.
 const FLUSH_ALL: u8 = 3;
 
@@ -37,39 +46,48 @@ impl Controller {
         if self.config.discovery && cdw10.cns() != Cns::Controller {
             return Err(Status::INVALID_FIELD);
         }
+        // There is no UUID list (CTRATT.ULIST).
+        if sqe.cdw14 & UUID_INDEX != 0 {
+            return Err(Status::INVALID_FIELD);
+        }
         Ok(match cdw10.cns() {
             Cns::Controller => self.identify_controller().as_bytes().to_vec(),
-            Cns::Namespace => match self.known(sqe.nsid)? {
+            // Every namespace that is allocated is attached to every controller.
+            Cns::Namespace | Cns::AllocatedNamespace => match self.known(sqe.nsid)? {
                 Some(attachment) => identify_namespace(&attachment).as_bytes().to_vec(),
                 None => vec![0; IDENTIFY_LEN],
             },
-            Cns::ActiveNamespaces => self.active_namespaces(sqe.nsid)?,
+            Cns::ActiveNamespaces | Cns::AllocatedNamespaces => self.active_namespaces(sqe.nsid)?,
             Cns::NamespaceIdDescriptors => descriptors(&*self.active(sqe.nsid)?),
-            Cns::CommandSetNamespace => {
+            Cns::CommandSetNamespace | Cns::CommandSetAllocatedNamespace => {
                 nvm()?;
                 self.known(sqe.nsid)?;
                 NvmIdentifyNamespace::new_zeroed().as_bytes().to_vec()
             }
             Cns::CommandSetController => {
                 nvm()?;
-                NvmIdentifyController::new_zeroed().as_bytes().to_vec()
+                let mut id = NvmIdentifyController::new_zeroed();
+                id.vsl = pages_shift(VERIFY_MAX);
+                id.as_bytes().to_vec()
             }
-            Cns::CommandSetActiveNamespaces => {
+            Cns::CommandSetActiveNamespaces | Cns::CommandSetAllocatedNamespaces => {
                 nvm()?;
                 self.active_namespaces(sqe.nsid)?
             }
             Cns::IndependentNamespace => independent(&*self.active(sqe.nsid)?).as_bytes().to_vec(),
-            Cns::AttachedControllers => {
-                self.active(sqe.nsid)?;
-                self.controllers(cdw10.cntid())
-            }
+            Cns::AttachedControllers if sqe.nsid == NSID_ALL => return Err(Status::INVALID_FIELD),
+            Cns::AttachedControllers => match self.known(sqe.nsid)? {
+                Some(_) => self.controllers(cdw10.cntid()),
+                None => vec![0; IDENTIFY_LEN],
+            },
+            Cns::CommandSets => self.command_sets(cdw10.cntid())?,
             Cns::Controllers => self.controllers(cdw10.cntid()),
             _ => return Err(Status::INVALID_FIELD),
         })
     }
 
     /// The namespace with an NSID that may exist: `None` where there is none at the moment.
-    fn known(&self, nsid: u32) -> Result<Option<std::rc::Rc<Attachment>>, Status> {
+    pub(super) fn known(&self, nsid: u32) -> Result<Option<std::rc::Rc<Attachment>>, Status> {
         // FFFFFFFFh asks for what all namespaces have in common: only with Namespace Management.
         if nsid == 0 || nsid > self.local.subsystem().max_namespaces() {
             return Err(Status::INVALID_NAMESPACE_OR_FORMAT);
@@ -94,6 +112,18 @@ impl Controller {
         Ok(list)
     }
 
+    /// The combinations of I/O command sets of a controller: NVM alone.
+    fn command_sets(&self, cntid: u16) -> Result<Vec<u8>, Status> {
+        let known = cntid == THIS_CONTROLLER
+            || self.local.subsystem().controllers().iter().any(|controller| controller.cntlid() == cntid);
+        if !known {
+            return Err(Status::INVALID_FIELD);
+        }
+        let mut list = CommandSetVector::new().with_nvm(true).as_bytes().to_vec();
+        list.resize(IDENTIFY_LEN, 0);
+        Ok(list)
+    }
+
     fn controllers(&self, from: u16) -> Vec<u8> {
         let mut list = ControllerList::new_zeroed();
         let ids = self.local.subsystem().controllers();
@@ -104,12 +134,24 @@ impl Controller {
         list.as_bytes().to_vec()
     }
 
+    /// ONCS: what every namespace can do.
+    pub(super) fn abilities(&self) -> Oncs {
+        let namespaces = self.local.namespaces();
+        let all =
+            |able: fn(&Attachment) -> bool| !namespaces.is_empty() && namespaces.iter().all(|n| able(n));
+        Oncs::new()
+            .with_nvmcmps(all(|n| n.limits.compare))
+            .with_nvmdsmsv(all(|n| n.limits.unmap))
+            .with_nvmwzsv(all(|n| n.limits.write_zeroes))
+            .with_ssfs(true)
+            .with_nvmvfys(true)
+            .with_tss(true)
+    }
+
     fn identify_controller(&self) -> IdentifyController {
         let subsystem = self.local.subsystem();
         let namespaces = self.local.namespaces();
         let (fabrics, discovery) = (self.config.fabrics, self.config.discovery);
-        let all =
-            |able: fn(&Attachment) -> bool| !namespaces.is_empty() && namespaces.iter().all(|n| able(n));
         let atomic = namespaces.iter().map(|n| n.limits.atomic_blocks).min().unwrap_or(1);
         let atomic_z = u16::try_from(atomic.saturating_sub(1)).unwrap_or(u16::MAX);
         let mut id = IdentifyController::new_zeroed();
@@ -118,7 +160,7 @@ impl Controller {
         id.mn = ascii(subsystem.model());
         id.fr = ascii(env!("CARGO_PKG_VERSION"));
         id.cmic = Cmic::new().with_mports(true).with_mctrs(true);
-        id.mdts = u8::try_from((MAX_TRANSFER / 4096).ilog2()).unwrap_or(0);
+        id.mdts = pages_shift(MAX_TRANSFER);
         id.cntlid = self.shared.cntlid();
         id.ver = Vs::new();
         id.rtd3e = SHUTDOWN_US;
@@ -143,6 +185,8 @@ impl Controller {
         if discovery {
             return id;
         }
+        id.crdt1 = RETRY_DELAY;
+        id.nwpc = WRITE_PROTECTION;
         id.oacs = Oacs::new().with_dbcs(!fabrics);
         id.acl_z = ABORTS_Z;
         id.frmw = Frmw::new().with_ffsro(true).with_nofs(1);
@@ -152,17 +196,18 @@ impl Controller {
         id.cqes = EntrySizes::new().with_min(4).with_max(4);
         id.nn = subsystem.max_namespaces();
         id.mnan = subsystem.max_namespaces();
-        id.oncs = Oncs::new()
-            .with_nvmcmps(all(|n| n.limits.compare))
-            .with_nvmdsmsv(all(|n| n.limits.unmap))
-            .with_nvmwzsv(all(|n| n.limits.write_zeroes))
-            .with_tss(true);
+        id.oncs = self.abilities();
         id.vwc = Vwc::new().with_vwcp(namespaces.iter().any(|n| n.limits.volatile_cache)).with_fb(FLUSH_ALL);
         (id.awun_z, id.awupf_z) = (atomic_z, atomic_z);
         // A power state must have a power: 25 W, in 10 mW.
         id.psd[0].mp = 2500;
         id
     }
+}
+
+/// log2 of so many bytes in pages of 4 KiB: how MDTS and VSL tell sizes.
+fn pages_shift(bytes: u64) -> u8 {
+    u8::try_from((bytes / 4096).ilog2()).unwrap_or(0)
 }
 
 fn identify_namespace(attachment: &Attachment) -> IdentifyNamespace {
@@ -184,6 +229,7 @@ fn identify_namespace(attachment: &Attachment) -> IdentifyNamespace {
         let z = zero_based(limits.write_granularity);
         (id.npwg_z, id.npwa_z, id.npdg_z, id.npda_z) = (z, z, z, z);
     }
+    id.nsattr = id.nsattr.with_cwp(attachment.protection != Protection::None);
     id.nguid = namespace.nguid;
     id.eui64 = namespace.eui64;
     id.lbaf[0] = LbaFormat::of_lbads(u8::try_from(attachment.block_shift).unwrap_or(9));
@@ -195,6 +241,7 @@ fn independent(attachment: &Attachment) -> IndependentNamespace {
     id.nmic = Nmic::new().with_shrns(true);
     // VWCNP says that this namespace has no volatile cache though the controller has one.
     id.nsfeat = id.nsfeat.with_vwcnp(!attachment.limits.volatile_cache);
+    id.nsattr = id.nsattr.with_cwp(attachment.protection != Protection::None);
     id.nstat = id.nstat.with_nrdy(true);
     id
 }

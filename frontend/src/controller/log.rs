@@ -1,15 +1,15 @@
 //! Get Log Page (Base 2.1, 5.1.12).
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use engine::stats::Kind;
-use nvme_proto::identify::{IDENTIFY_LEN, NSID_ALL, ascii};
+use nvme_proto::Status;
+use nvme_proto::fabrics::TransportType;
+use nvme_proto::identify::{CommandSet, IDENTIFY_LEN, NSID_ALL, ascii};
 use nvme_proto::log::{
-    CommandEffects, CommandsEffects, ErrorEntry, FirmwareSlot, GetLogPage, LogId, Smart, SupportedLogPage,
+    CommandsEffects, ErrorEntry, FirmwareSlot, GetLogPage, LogId, Smart, SupportedLogPage,
 };
-use nvme_proto::opcode::{AdminOpcode, NvmOpcode};
 use nvme_proto::zerocopy::{FromZeros, IntoBytes};
-use nvme_proto::{Sqe, Status};
 
 use super::identify::ERRORS_Z;
 use super::{Controller, MAX_TRANSFER};
@@ -24,9 +24,6 @@ const TEMPERATURE: u16 = 293;
 /// What the log pages remember.
 #[derive(Debug, Default)]
 pub(super) struct Logs {
-    /// The latest errors, newest first.
-    errors: VecDeque<ErrorEntry>,
-    error_count: u64,
     changed: BTreeSet<u32>,
 }
 
@@ -54,13 +51,6 @@ impl Controller {
     /// # Errors
     /// The status that it completes with, without DNR.
     pub(super) fn log_page(&self, get: &GetLogPage, nsid: u32) -> Result<Vec<u8>, Status> {
-        if get.bytes() > MAX_TRANSFER || get.index || !get.lpo.is_multiple_of(4) {
-            return Err(Status::INVALID_FIELD);
-        }
-        // All pages here are the controller's.
-        if nsid != 0 && nsid != NSID_ALL && get.lid == LogId::Smart {
-            return Err(Status::INVALID_FIELD);
-        }
         let page = match (get.lid, self.port.discovery_log()) {
             (LogId::Discovery, Some(page)) => page,
             (LogId::SupportedLogPages, discovery) => supported(discovery.is_some()),
@@ -74,9 +64,21 @@ impl Controller {
                 slots.as_bytes().to_vec()
             }
             (LogId::ChangedNamespaces, None) => self.logs.borrow().changed_list(),
-            (LogId::CommandsEffects, None) => effects(!self.config.fabrics).as_bytes().to_vec(),
+            // CSI names the command set whose commands are told.
+            (LogId::CommandsEffects, None) if get.csi != CommandSet::Nvm.0 => {
+                return Err(Status::INVALID_FIELD);
+            }
+            (LogId::CommandsEffects, None) => self.command_effects().as_bytes().to_vec(),
+            (LogId::FeaturesEffects, None) => self.feature_effects(),
+            // There are no management endpoints, and no commands of theirs.
+            (LogId::MiCommandsEffects, None) => vec![0; size_of::<CommandsEffects>()],
             _ => return Err(Status::INVALID_LOG_PAGE),
         };
+        // All pages here are the controller's or the subsystem's, none has an index, and there is no UUID list.
+        let wrong = get.index || get.uidx != 0 || nsid != 0 && nsid != NSID_ALL;
+        if wrong || get.bytes() > MAX_TRANSFER || !get.lpo.is_multiple_of(4) {
+            return Err(Status::INVALID_FIELD);
+        }
         let offset =
             usize::try_from(get.lpo).ok().filter(|o| *o <= page.len()).ok_or(Status::INVALID_FIELD)?;
         let len = usize::try_from(get.bytes()).map_err(|_| Status::INVALID_FIELD)?;
@@ -96,23 +98,10 @@ impl Controller {
         self.logs.borrow_mut().namespace_changed(nsid);
     }
 
-    /// Remembers a command that failed, for the error log.
-    pub(super) fn note_error(&self, sqid: u16, sqe: &Sqe, status: Status) {
-        let mut logs = self.logs.borrow_mut();
-        logs.error_count += 1;
-        let mut entry = ErrorEntry::new_zeroed();
-        entry.ecnt = logs.error_count;
-        (entry.sqid, entry.cid, entry.nsid, entry.opc) = (sqid, sqe.cid, sqe.nsid, sqe.opc);
-        entry.sts = status.dnr().with_phase(false);
-        // PEL: no parameter in particular.
-        entry.pel = 0xffff;
-        logs.errors.truncate(usize::from(ERRORS_Z));
-        logs.errors.push_front(entry);
-    }
-
     fn error_log(&self) -> Vec<u8> {
-        let mut page: Vec<u8> =
-            self.logs.borrow().errors.iter().flat_map(|e| e.as_bytes().to_vec()).collect();
+        let trtype = if self.config.fabrics { TransportType::Tcp } else { TransportType(0) };
+        let entries = self.shared.errors().entries().into_iter().map(|entry| ErrorEntry { trtype, ..entry });
+        let mut page: Vec<u8> = entries.flat_map(|e| e.as_bytes().to_vec()).collect();
         page.resize((usize::from(ERRORS_Z) + 1) * size_of::<ErrorEntry>(), 0);
         page
     }
@@ -131,7 +120,9 @@ impl Controller {
                 units[i] = units[i].saturating_add(sums.bytes);
                 commands[i] = commands[i].saturating_add(sums.ops);
             }
-            commands[0] = commands[0].saturating_add(counted.of(Kind::Compare).ops);
+            let compared = counted.of(Kind::Compare);
+            units[0] = units[0].saturating_add(compared.bytes);
+            commands[0] = commands[0].saturating_add(compared.ops);
         }
         smart.dur = u128::from(units[0].div_ceil(DATA_UNIT)).into();
         smart.duw = u128::from(units[1].div_ceil(DATA_UNIT)).into();
@@ -139,8 +130,11 @@ impl Controller {
         smart.hwc = u128::from(commands[1]).into();
         // Milliseconds of the controller's clock into hours.
         smart.poh = u128::from(self.local.shard().now() / 3_600_000_000_000).into();
+        // Busy time (CBT) stays 0: nobody here has to be busy with one command at a time. The process knows of one power
+        // cycle, its own start, and of no power loss: what it has acknowledged is as safe as its volumes promise.
         smart.pwrc = 1.into();
-        smart.neile = u128::from(self.logs.borrow().error_count).into();
+        smart.mdie = u128::from(self.local.subsystem().media_errors()).into();
+        smart.neile = u128::from(self.shared.errors().count()).into();
         smart
     }
 }
@@ -156,44 +150,13 @@ fn supported(discovery: bool) -> Vec<u8> {
             LogId::FirmwareSlot,
             LogId::ChangedNamespaces,
             LogId::CommandsEffects,
+            LogId::FeaturesEffects,
+            LogId::MiCommandsEffects,
         ],
     };
     for id in ids {
         let at = usize::from(id.0) * 4;
         page[at..at + 4].copy_from_slice(SupportedLogPage::new().with_lsupp(true).as_bytes());
-    }
-    page
-}
-
-fn effects(pcie: bool) -> CommandsEffects {
-    let mut page = CommandsEffects::new_zeroed();
-    let supported = CommandEffects::new().with_csupp(true);
-    let mut admin = vec![
-        AdminOpcode::GetLogPage,
-        AdminOpcode::Identify,
-        AdminOpcode::Abort,
-        AdminOpcode::SetFeatures,
-        AdminOpcode::GetFeatures,
-        AdminOpcode::AsyncEventRequest,
-        AdminOpcode::KeepAlive,
-    ];
-    if pcie {
-        admin.extend([
-            AdminOpcode::DeleteIoSq,
-            AdminOpcode::CreateIoSq,
-            AdminOpcode::DeleteIoCq,
-            AdminOpcode::CreateIoCq,
-            AdminOpcode::DoorbellBufferConfig,
-        ]);
-    }
-    for opcode in admin {
-        page.acs[usize::from(opcode.0)] = supported;
-    }
-    for opcode in [NvmOpcode::Flush, NvmOpcode::Read, NvmOpcode::Compare] {
-        page.iocs[usize::from(opcode.0)] = supported;
-    }
-    for opcode in [NvmOpcode::Write, NvmOpcode::WriteZeroes, NvmOpcode::DatasetManagement] {
-        page.iocs[usize::from(opcode.0)] = supported.with_lbcc(true);
     }
     page
 }

@@ -1,7 +1,10 @@
 //! A controller: registers, admin commands, events. It lives on its home shard, the shard of its admin queue; what
 //! queues on other shards need of it is in [`Shared`].
 
+mod abort;
 mod admin;
+mod effects;
+mod errors;
 mod events;
 mod features;
 mod identify;
@@ -16,14 +19,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::subsystem::{Local, Subsystem, SubsystemError};
+use abort::Aborts;
 use engine::{Shard, VolumeStats};
 use events::Events;
-use features::Features;
+use features::{Features, Protecting};
 use keep_alive::KeepAlive;
 use lifecycle::Phase;
 use log::Logs;
+use nvme_proto::feature::InterruptCoalescing;
 use register::Registers;
 
+pub use abort::AbortAnswer;
+pub(crate) use errors::Failure;
 pub use shared::{AttachError, Host, QueueLink, QueueToken, Shared};
 
 /// Bytes that one command moves at most (MDTS).
@@ -80,6 +87,17 @@ pub trait Port {
         Arc::default()
     }
 
+    /// Interrupt vectors that the host may use.
+    fn vectors(&self) -> u16 {
+        0
+    }
+
+    /// Interrupt Coalescing, as the host sets it; none after a reset.
+    fn set_coalescing(&self, _setting: InterruptCoalescing) {}
+
+    /// Interrupt Vector Configuration: whether a vector is raised at once all the same (CD).
+    fn set_prompt(&self, _vector: u16, _cd: bool) {}
+
     /// The interrupt mask: INTMS and INTMC as they read.
     fn interrupt_mask(&self) -> u32 {
         0
@@ -103,6 +121,8 @@ pub struct Controller {
     keep_alive: KeepAlive,
     features: RefCell<Features>,
     events: RefCell<Events>,
+    aborts: Aborts,
+    protecting: Protecting,
     logs: RefCell<Logs>,
 }
 
@@ -132,6 +152,8 @@ impl Controller {
             keep_alive: KeepAlive::default(),
             features: RefCell::new(Features::new(shared.host().map(|h| h.id))),
             events: RefCell::default(),
+            aborts: Aborts::default(),
+            protecting: Protecting::default(),
             logs: RefCell::default(),
             shared: shared.clone(),
         });

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::{ShardHandle, VolumeStats};
-use nvme_proto::Nqn;
+use nvme_proto::{Nqn, Status};
 
-use super::Controller;
+use super::errors::ErrorLog;
+use super::{AbortAnswer, Controller};
 use crate::subsystem::Subsystem;
 
 /// Who is at the other end of a fabrics controller.
@@ -24,8 +25,8 @@ pub trait QueueLink: Send {
     /// Takes everything back and ends the queue; its [`QueueToken`] is dropped when the last command has ended.
     fn close(&self);
 
-    /// Takes one command back, if it is there and can be.
-    fn abort(&self, cid: u16);
+    /// Takes one command back, if it is there and can be, and answers.
+    fn abort(&self, cid: u16, answer: AbortAnswer);
 
     /// Looks whether its peer is gone; `done` is dropped when that is known.
     fn probe(&self, done: Arc<()>);
@@ -62,6 +63,9 @@ pub struct Shared {
     /// A command came since the keep-alive timer looked.
     traffic: AtomicBool,
     ending: AtomicBool,
+    /// Host Behavior Support: ACRE.
+    retry_delay: AtomicBool,
+    errors: ErrorLog,
     stats: Arc<VolumeStats>,
     queues: Mutex<Queues>,
 }
@@ -83,6 +87,8 @@ impl Shared {
             io_queues: AtomicU16::new(io_queues),
             traffic: AtomicBool::new(false),
             ending: AtomicBool::new(false),
+            retry_delay: AtomicBool::new(false),
+            errors: ErrorLog::default(),
             stats,
             queues: Mutex::default(),
         }
@@ -106,6 +112,21 @@ impl Shared {
     /// What its hosts asked of its namespaces.
     pub fn stats(&self) -> &VolumeStats {
         &self.stats
+    }
+
+    /// `status` as its host heeds it: one that may pass tells when (CRD), if the host knows of that (ACRE).
+    pub(crate) fn timed(&self, status: Status) -> Status {
+        let passes = status.code() == Status::COMMAND_INTERRUPTED && self.retry_delay.load(Ordering::Relaxed);
+        if passes { status.with_crd(1) } else { status }
+    }
+
+    pub(super) fn set_retry_delay(&self, on: bool) {
+        self.retry_delay.store(on, Ordering::Relaxed);
+    }
+
+    /// Commands that failed.
+    pub(crate) fn errors(&self) -> &ErrorLog {
+        &self.errors
     }
 
     /// The shard of its admin queue.
@@ -201,9 +222,9 @@ impl Shared {
     }
 
     /// Asks a queue to take a command back.
-    pub(super) fn abort(&self, sqid: u16, cid: u16) {
+    pub(super) fn abort(&self, sqid: u16, cid: u16, answer: AbortAnswer) {
         if let Some(link) = self.queues().links.get(&sqid) {
-            link.abort(cid);
+            link.abort(cid, answer);
         }
     }
 

@@ -27,8 +27,10 @@ pub(crate) struct Cq {
     reserved: Cell<u32>,
     /// Completions of commands that reserved none (event requests), which found the queue full.
     overflow: RefCell<VecDeque<Cqe>>,
-    /// Entries were added since the last interrupt.
-    pub fresh: Cell<bool>,
+    /// Entries that were added since the last turn's end.
+    pub fresh: Cell<u32>,
+    /// The pin does not tell of its entries yet.
+    pub held: Cell<bool>,
     /// A value of the head doorbell that made no sense: reported once.
     rejected: Cell<Option<u32>>,
 }
@@ -64,7 +66,8 @@ impl Cq {
             head: Cell::new(0),
             reserved: Cell::new(0),
             overflow: RefCell::default(),
-            fresh: Cell::new(false),
+            fresh: Cell::new(0),
+            held: Cell::new(false),
             rejected: Cell::new(None),
         }
     }
@@ -164,7 +167,7 @@ impl Cq {
         cqe.status = cqe.status.status().with_phase(self.phase.get());
         let posted = match store(memory, gpa, &cqe) {
             Ok(()) => {
-                self.fresh.set(true);
+                self.fresh.set(self.fresh.get().saturating_add(1));
                 Posted::There
             }
             Err(MemError::ByMessage { .. }) => Posted::Message { gpa, cqe },

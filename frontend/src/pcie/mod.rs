@@ -3,7 +3,8 @@
 //! [`crate::vfio_user`].
 
 mod admin;
-pub(crate) mod config;
+pub(crate) mod coalesce;
+mod config;
 mod cq;
 pub(crate) mod doorbell;
 pub(crate) mod function;

@@ -1,9 +1,11 @@
 //! Queues: commands in fixed slots, from their fetch to their completion. One type for all transports and for admin
 //! and I/O queues.
 
+mod abort;
 mod run;
 mod slot;
 mod transport;
+mod verify;
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
@@ -12,12 +14,13 @@ use std::sync::Arc;
 
 use engine::mem::Sgl;
 use engine::stats::ChannelStats;
-use engine::{IoId, Origin, Scope, ShardHandle};
+use engine::{Origin, Scope, ShardHandle};
 use nvme_proto::{Sqe, Status};
 
-use crate::controller::{AttachError, Controller, QueueLink, QueueToken, Shared};
+use crate::controller::{AbortAnswer, AttachError, Controller, QueueLink, QueueToken, Shared};
 use crate::subsystem::Local;
 use slot::Slots;
+use verify::Verifies;
 
 pub use transport::{Completion, Data, Direction, Outcome, Reply, Ticket, Transport};
 
@@ -39,6 +42,7 @@ pub struct Queue<T: Transport> {
     /// On the admin queue: who executes.
     controller: Option<Rc<Controller>>,
     slots: RefCell<Slots<T::Command>>,
+    verifies: RefCell<Verifies>,
     /// The controller's counters on this shard.
     stats: Arc<ChannelStats>,
     transport: T,
@@ -50,6 +54,9 @@ pub struct Queue<T: Transport> {
 pub trait AdminQueue {
     /// Ends a command whose outcome was [`Outcome::Later`].
     fn finish(self: Rc<Self>, ticket: Ticket, reply: Reply);
+
+    /// The identifier of a command that is still in flight.
+    fn cid(&self, ticket: Ticket) -> Option<u16>;
 }
 
 impl<T: Transport> Queue<T> {
@@ -73,6 +80,7 @@ impl<T: Transport> Queue<T> {
             shared: shared.clone(),
             controller,
             slots: RefCell::new(Slots::new(config.depth)),
+            verifies: RefCell::default(),
             stats: shared.stats().open(shard.id()),
             transport,
             closing: Cell::new(false),
@@ -174,16 +182,6 @@ impl<T: Transport> Queue<T> {
         self.local.revoke(scope);
     }
 
-    /// Takes back one command, if it is at work on a volume. Whether it was asked for; it ends in its own time.
-    pub fn abort(&self, cid: u16) -> bool {
-        let found = self.slots.borrow_mut().find_io(cid);
-        if let Some((slot, attachment)) = &found {
-            let id = IoId { origin: self.origin, tag: u64::from(*slot) };
-            attachment.revoke(Scope::Io(id));
-        }
-        found.is_some()
-    }
-
     /// Takes everything back and ends the queue; [`Transport::closed`] is called when the last command has ended,
     /// perhaps before this returns.
     pub fn close(self: &Rc<Self>) {
@@ -218,6 +216,10 @@ impl<T: Transport> AdminQueue for Queue<T> {
     fn finish(self: Rc<Self>, ticket: Ticket, reply: Reply) {
         self.end(ticket, reply);
     }
+
+    fn cid(&self, ticket: Ticket) -> Option<u16> {
+        Queue::cid(self, ticket)
+    }
 }
 
 /// Reaches a queue on its shard.
@@ -243,10 +245,8 @@ impl<T: Transport> QueueLink for Link<T> {
         self.run(Queue::close);
     }
 
-    fn abort(&self, cid: u16) {
-        self.run(move |queue| {
-            queue.abort(cid);
-        });
+    fn abort(&self, cid: u16, answer: AbortAnswer) {
+        self.run(move |queue| queue.abort(cid, answer));
     }
 
     fn probe(&self, done: Arc<()>) {

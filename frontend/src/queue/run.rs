@@ -6,9 +6,10 @@ use engine::mem::Sgl;
 use engine::{Io, IoId, IoResult, Issuer, Op, Request};
 use nvme_proto::{Sqe, Status};
 
-use super::slot::{Pending, Pieces, Stage, Work};
+use super::slot::{Pending, Pieces, Released, Stage, Work};
 use super::{Completion, Data, Direction, Outcome, Queue, Reply, Ticket, Transport};
-use crate::namespace::Attachment;
+use crate::controller::{AbortAnswer, Failure};
+use crate::namespace::{Attachment, Protection};
 use crate::nvm::{self, Blocks, Command};
 
 /// NSID of Flush for all namespaces.
@@ -45,15 +46,24 @@ impl<T: Transport> Queue<T> {
 
     fn nvm(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe) {
         let Some(attachment) = self.local.namespace(sqe.nsid) else {
-            let all = sqe.nsid == ALL_NAMESPACES && sqe.opc == 0;
-            return match all {
-                true => self.flush_all(ticket),
-                false => self.end(ticket, Status::INVALID_NAMESPACE_OR_FORMAT.dnr().into()),
+            if sqe.nsid == ALL_NAMESPACES && sqe.opc == 0 && sqe.flags.fuse() == 0 {
+                return self.flush_all(ticket);
+            }
+            let status = match (1..=self.local.subsystem().max_namespaces()).contains(&sqe.nsid) {
+                _ if !nvm::is_known(sqe) => Status::INVALID_OPCODE,
+                // An inactive NSID and an invalid one (Base 2.1, 3.2.1.4 and 3.2.1.5).
+                true => Status::INVALID_FIELD,
+                false => Status::INVALID_NAMESPACE_OR_FORMAT,
             };
+            return self.end(ticket, status.dnr().into());
         };
         match nvm::parse(sqe, &attachment.limits, crate::controller::MAX_TRANSFER) {
             Err(status) => self.end(ticket, status.into()),
+            Ok(command) if command.modifies() && attachment.protection != Protection::None => {
+                self.end(ticket, Status::NAMESPACE_WRITE_PROTECTED.dnr().into());
+            }
             Ok(Command::Nothing) => self.end(ticket, Reply::default()),
+            Ok(Command::Verify(blocks)) => self.verify(ticket, attachment, blocks),
             Ok(Command::Deallocate(n)) => {
                 let len = n * nvm::RANGE_LEN;
                 self.transfer(ticket, sqe, Direction::FromHost, len, Pending::Ranges(attachment));
@@ -74,7 +84,10 @@ impl<T: Transport> Queue<T> {
             None => self.end(ticket, Reply::default()),
             Some(last) => {
                 rest.push(last.clone());
-                self.work(ticket, Work { attachment: last, pieces: Pieces::Flushes(rest), aborted: false });
+                self.work(
+                    ticket,
+                    Work { attachment: last, pieces: Pieces::Flushes(rest), aborts: Vec::new() },
+                );
             }
         }
     }
@@ -98,7 +111,21 @@ impl<T: Transport> Queue<T> {
         Some(result)
     }
 
-    fn stage(&self, ticket: Ticket, stage: Stage) {
+    /// A command has failed: the error log has it, unless its host took it back.
+    #[cold]
+    fn note_failure(&self, sqe: &Sqe, status: Status, lba: Option<u64>) {
+        if matches!(status.code(), Status::ABORT_REQUESTED | Status::ABORTED_SQ_DELETION) {
+            return;
+        }
+        if matches!(status.code(), Status::WRITE_FAULT | Status::UNRECOVERED_READ_ERROR) {
+            self.shared.subsystem().note_media_error();
+        }
+        let lba = lba.unwrap_or(if self.qid == 0 { 0 } else { nvm::lba(sqe) });
+        let location = if self.qid == 0 { None } else { nvm::location(sqe, status) };
+        self.shared.errors().note(Failure { sqid: self.qid, sqe, status, lba, location });
+    }
+
+    pub(super) fn stage(&self, ticket: Ticket, stage: Stage) {
         if let Some(slot) = self.slots.borrow_mut().get(ticket) {
             slot.stage = stage;
         }
@@ -142,23 +169,45 @@ impl<T: Transport> Queue<T> {
             Err(status) => self.end(ticket, status.into()),
             Ok(mut ranges) => {
                 ranges.reverse();
-                self.work(ticket, Work { attachment, pieces: Pieces::Ranges(ranges), aborted: false });
+                self.work(ticket, Work { attachment, pieces: Pieces::Ranges(ranges), aborts: Vec::new() });
             }
         }
     }
 
     fn start(self: &Rc<Self>, ticket: Ticket, attachment: Rc<Attachment>, whole: Blocks, data: Sgl) {
         let pieces = Pieces::Run { whole, data, done: None };
-        self.work(ticket, Work { attachment, pieces, aborted: false });
+        self.work(ticket, Work { attachment, pieces, aborts: Vec::new() });
     }
 
-    fn work(self: &Rc<Self>, ticket: Ticket, work: Work) {
-        if work.attachment.is_gone() {
-            // It was removed while the data was on its way.
-            return self.end(ticket, Status::INVALID_NAMESPACE_OR_FORMAT.dnr().into());
+    pub(super) fn work(self: &Rc<Self>, ticket: Ticket, work: Work) {
+        if !work.attachment.is_current()
+            && let Err(status) = self.check_again(&work)
+        {
+            return self.end(ticket, status.into());
         }
         self.stage(ticket, Stage::Io(work));
         self.next_piece(ticket);
+    }
+
+    /// The namespace changed while a command waited for its data: whether it still takes it.
+    fn check_again(&self, work: &Work) -> Result<(), Status> {
+        if work.attachment.is_gone() {
+            return Err(Status::INVALID_NAMESPACE_OR_FORMAT.dnr());
+        }
+        let now = self.local.namespace(work.attachment.namespace.nsid);
+        let now = now.ok_or(Status::INVALID_NAMESPACE_OR_FORMAT.dnr())?;
+        let check = |blocks: &Blocks| match now.limits.contains(blocks.lba, blocks.blocks) {
+            _ if blocks.op.modifies() && now.protection != Protection::None => {
+                Err(Status::NAMESPACE_WRITE_PROTECTED.dnr())
+            }
+            true => Ok(()),
+            false => Err(Status::LBA_OUT_OF_RANGE.dnr()),
+        };
+        match &work.pieces {
+            Pieces::Run { whole, .. } | Pieces::Verify { whole, .. } => check(whole),
+            Pieces::Ranges(ranges) => ranges.iter().try_for_each(check),
+            Pieces::Flushes(_) => Ok(()),
+        }
     }
 
     /// Sends the next piece of a command to its volume, or ends the command.
@@ -192,8 +241,23 @@ impl<T: Transport> Queue<T> {
     }
 
     fn end_with(self: &Rc<Self>, ticket: Ticket, reply: Reply, data: Sgl) {
-        let Some((sqe, command)) = self.slots.borrow_mut().release(ticket) else { return };
+        self.release(ticket, reply, data, None);
+    }
+
+    /// Ends a command; `lba` is where it failed, if that is known.
+    fn release(self: &Rc<Self>, ticket: Ticket, reply: Reply, data: Sgl, lba: Option<u64>) {
+        let Some(released) = self.slots.borrow_mut().release(ticket) else { return };
+        let Released { sqe, command, aborts, verified } = released;
         self.transport.complete(command, Completion { ticket, cid: sqe.cid, reply, data });
+        if !reply.status.is_success() {
+            self.note_failure(&sqe, reply.status, lba);
+        }
+        if reply.status.code() == Status::ABORT_REQUESTED {
+            aborts.into_iter().for_each(AbortAnswer::aborted);
+        }
+        if verified {
+            self.next_verify();
+        }
         self.check_closed();
     }
 }
@@ -209,6 +273,19 @@ impl Work {
             Pieces::Flushes(rest) => {
                 self.attachment = rest.pop()?;
                 Some(Request { op: Op::Flush, ..Request::default() })
+            }
+            Pieces::Verify { whole, buffer, done } => {
+                let left = whole.blocks.checked_sub(*done).filter(|left| *left > 0)?;
+                let shift = self.attachment.block_shift;
+                let most = match self.attachment.limits.max_blocks {
+                    0 => left,
+                    most => most.min(left),
+                };
+                let blocks = u32::try_from(buffer.len() >> shift).unwrap_or(most).min(most);
+                let lba = whole.lba + u64::from(*done);
+                *done += blocks;
+                let sgl = buffer.slice(0, (blocks as usize) << shift);
+                Some(Request { op: Op::Read, lba, blocks, sgl })
             }
             Pieces::Run { whole, data, done } => {
                 let before = done.unwrap_or(0);
@@ -237,6 +314,7 @@ impl Work {
     fn has_more(&self) -> bool {
         match &self.pieces {
             Pieces::Ranges(ranges) => !ranges.is_empty(),
+            Pieces::Verify { whole, done, .. } => *done < whole.blocks,
             Pieces::Flushes(rest) => !rest.is_empty(),
             Pieces::Run { whole, done, .. } => done.unwrap_or(0) < whole.blocks,
         }
@@ -257,31 +335,32 @@ impl Stage {
 
 impl<T: Transport> Issuer for Queue<T> {
     fn resume(self: Rc<Self>, mut io: Io, cookie: u64, result: IoResult) {
-        let (ticket, failed) = {
+        let (ticket, failed, lba) = {
             let mut slots = self.slots.borrow_mut();
             let Some((ticket, slot)) = slots.of_io(cookie) else { return };
             if let Stage::Io(work) = &slot.stage {
                 let took = self.local.shard().now().saturating_sub(slot.sent);
                 self.stats.record(io.request(), work.attachment.limits.block_size, took, &result);
             }
-            let op = io.op();
+            let (op, lba) = (io.op(), io.request().lba);
             io.request_mut().sgl = Sgl::empty();
             slot.io = Some(io);
             let Stage::Io(work) = &slot.stage else { return };
             let failed = match result {
                 Ok(()) if self.closing.get() && work.has_more() => Some(Status::ABORTED_SQ_DELETION),
+                Ok(()) if !work.aborts.is_empty() && work.has_more() => Some(Status::ABORT_REQUESTED),
                 Ok(()) => None,
-                Err(engine::IoError::Aborted) if work.aborted => Some(Status::ABORT_REQUESTED),
+                Err(engine::IoError::Aborted) if !work.aborts.is_empty() => Some(Status::ABORT_REQUESTED),
                 Err(engine::IoError::Aborted) if self.closing.get() => Some(Status::ABORTED_SQ_DELETION),
                 Err(engine::IoError::Aborted) if work.attachment.is_gone() => {
                     Some(Status::INVALID_NAMESPACE_OR_FORMAT.dnr())
                 }
-                Err(error) => Some(nvm::status(error, op)),
+                Err(error) => Some(self.shared.timed(nvm::status(error, op))),
             };
-            (ticket, failed)
+            (ticket, failed, lba)
         };
         match failed {
-            Some(status) => self.end(ticket, status.into()),
+            Some(status) => self.release(ticket, status.into(), Sgl::empty(), Some(lba)),
             None => self.next_piece(ticket),
         }
     }

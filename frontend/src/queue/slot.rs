@@ -7,6 +7,7 @@ use engine::mem::Sgl;
 use nvme_proto::Sqe;
 
 use super::Ticket;
+use crate::controller::AbortAnswer;
 use crate::namespace::Attachment;
 use crate::nvm::Blocks;
 
@@ -22,6 +23,8 @@ pub(super) enum Stage {
     Data(Pending),
     /// It is at work on a volume.
     Io(Work),
+    /// It waits for others of its queue.
+    Queued,
     /// Its controller or its transport ends it.
     Waiting,
 }
@@ -43,13 +46,15 @@ pub(super) struct Work {
     pub attachment: Rc<Attachment>,
     /// What is asked of it, and how far that is.
     pub pieces: Pieces,
-    /// The host asked for it back.
-    pub aborted: bool,
+    /// The Abort commands that want it back.
+    pub aborts: Vec<AbortAnswer>,
 }
 
 pub(super) enum Pieces {
     /// One run of blocks and its memory; `done` blocks have ended or are under way.
     Run { whole: Blocks, data: Sgl, done: Option<u32> },
+    /// A run of blocks that are read into the buffer again and again; `done` of them have been or are under way.
+    Verify { whole: Blocks, buffer: Sgl, done: u32 },
     /// Ranges; the last one is next.
     Ranges(Vec<Blocks>),
     /// A flush of each of these; the last one is next.
@@ -65,6 +70,16 @@ pub(super) struct Slot<C> {
     pub sent: u64,
     pub stage: Stage,
     seq: u32,
+}
+
+/// What is left of a command that has ended.
+pub(super) struct Released<C> {
+    pub sqe: Sqe,
+    pub command: C,
+    /// The Abort commands that wanted it back.
+    pub aborts: Vec<AbortAnswer>,
+    /// It was a Verify at work.
+    pub verified: bool,
 }
 
 pub(super) struct Slots<C> {
@@ -124,29 +139,31 @@ impl<C> Slots<C> {
     }
 
     /// Frees a command's slot; gives what was kept of it.
-    pub fn release(&mut self, ticket: Ticket) -> Option<(Sqe, C)> {
+    pub fn release(&mut self, ticket: Ticket) -> Option<Released<C>> {
         let slot = self.get(ticket)?;
         let command = slot.command.take()?;
+        let (aborts, verified) = match &mut slot.stage {
+            Stage::Io(work) => {
+                (std::mem::take(&mut work.aborts), matches!(work.pieces, Pieces::Verify { .. }))
+            }
+            _ => (Vec::new(), false),
+        };
         slot.stage = Stage::Free;
         let sqe = slot.sqe;
         self.free.push(ticket.slot);
-        Some((sqe, command))
+        Some(Released { sqe, command, aborts, verified })
     }
 
-    /// A command with that identifier that is at work on a volume, noted as aborted.
-    pub fn find_io(&mut self, cid: u16) -> Option<(u16, Rc<Attachment>)> {
-        self.all.iter_mut().enumerate().find_map(|(at, slot)| match &mut slot.stage {
-            Stage::Io(work) if slot.sqe.cid == cid => {
-                work.aborted = true;
-                Some((at as u16, work.attachment.clone()))
-            }
-            _ => None,
-        })
+    /// A command in flight with that identifier.
+    pub fn find(&mut self, cid: u16) -> Option<(Ticket, &mut Slot<C>)> {
+        let found = |slot: &Slot<C>| slot.command.is_some() && slot.sqe.cid == cid;
+        let (at, slot) = self.all.iter_mut().enumerate().find(|(_, slot)| found(slot))?;
+        Some((Ticket { slot: at as u16, seq: slot.seq }, slot))
     }
 
     /// Commands that no volume has: they wait for data or for their controller.
     pub fn waiting(&self) -> Vec<Ticket> {
-        let waits = |s: &&Slot<C>| matches!(s.stage, Stage::Data(_) | Stage::Waiting);
+        let waits = |s: &&Slot<C>| matches!(s.stage, Stage::Data(_) | Stage::Queued | Stage::Waiting);
         let ticket = |(at, s): (usize, &Slot<C>)| waits(&s).then_some(Ticket { slot: at as u16, seq: s.seq });
         self.all.iter().enumerate().filter_map(ticket).collect()
     }

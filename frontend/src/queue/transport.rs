@@ -117,6 +117,13 @@ pub trait Transport: Sized + 'static {
         len: usize,
     ) -> Data;
 
+    /// Whether a command that waits for its data may end now: not while the peer has been asked for the data and will
+    /// send it.
+    fn may_end(&self, ticket: Ticket) -> bool {
+        let _ = ticket;
+        true
+    }
+
     /// Answers a command. It notes the answer and sends it at the end of the turn, with others.
     fn complete(&self, command: Self::Command, completion: Completion);
 

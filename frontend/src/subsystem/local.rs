@@ -74,15 +74,17 @@ impl Local {
             }
             let mut before = std::mem::take(&mut state.attached);
             for namespace in &view.namespaces {
+                let protection = view.protection(namespace.nsid);
                 let same = |a: &Rc<Attachment>| {
-                    Arc::ptr_eq(&a.namespace, namespace) && a.limits == namespace.volume.limits()
+                    let promised = a.protection == protection && a.limits == namespace.volume.limits();
+                    Arc::ptr_eq(&a.namespace, namespace) && promised
                 };
                 let kept = before.iter().position(same).map(|at| before.swap_remove(at));
                 let older = before.iter().position(|a| Arc::ptr_eq(&a.namespace, namespace));
                 state.attached.push(match (kept, older.map(|at| before.swap_remove(at))) {
                     (Some(same), _) => same,
-                    (None, Some(older)) => older.renewed(),
-                    (None, None) => Attachment::new(namespace.clone()),
+                    (None, Some(older)) => older.renewed(protection),
+                    (None, None) => Attachment::new(namespace.clone(), protection),
                 });
             }
             removed.append(&mut before);

@@ -2,8 +2,10 @@
 
 mod local;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::ShardHandle;
@@ -11,7 +13,7 @@ use nvme_proto::Nqn;
 use nvme_proto::fabrics::CNTLID_MAX;
 
 use crate::controller::{Host, Shared};
-use crate::namespace::{Drain, Namespace};
+use crate::namespace::{Drain, Namespace, Protection};
 
 pub use local::Local;
 
@@ -71,12 +73,34 @@ pub enum SubsystemError {
 }
 
 /// What hosts see of a subsystem at one moment.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct View {
     /// Counts changes.
     pub version: u64,
     /// By ascending NSID.
     pub namespaces: Vec<Arc<Namespace>>,
+    /// The namespaces that do not take writes, by NSID.
+    protected: BTreeMap<u32, Protection>,
+}
+
+impl View {
+    fn has(&self, nsid: u32) -> Result<(), SubsystemError> {
+        self.namespaces.iter().any(|n| n.nsid == nsid).then_some(()).ok_or(SubsystemError::NoNamespace)
+    }
+
+    /// Whether a namespace takes writes.
+    pub fn protection(&self, nsid: u32) -> Protection {
+        self.protected.get(&nsid).copied().unwrap_or_default()
+    }
+}
+
+/// Who waits for a change.
+#[derive(Default)]
+struct News {
+    /// Let go with the last command on a namespace that goes.
+    gone: Option<std::sync::mpsc::Sender<std::convert::Infallible>>,
+    /// Let go when every shard knows.
+    done: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -95,6 +119,8 @@ pub struct Subsystem {
     model: String,
     max_namespaces: u32,
     shards: Vec<ShardHandle>,
+    /// MDIE: data that the media did not take or give back.
+    media_errors: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -125,6 +151,7 @@ impl Subsystem {
             model: config.model,
             max_namespaces: config.max_namespaces,
             shards: shards.to_vec(),
+            media_errors: AtomicU64::new(0),
             state: Mutex::new(state),
         }))
     }
@@ -172,6 +199,15 @@ impl Subsystem {
         self.state().controllers.values().cloned().collect()
     }
 
+    /// Commands that failed since data could not be read from or written to the media.
+    pub(crate) fn media_errors(&self) -> u64 {
+        self.media_errors.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_media_error(&self) {
+        self.media_errors.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Replaces the list of hosts that may connect over fabrics; empty for any. Who is connected stays.
     pub fn set_allowed_hosts(&self, hosts: Vec<Nqn>) {
         self.state().allowed_hosts = hosts;
@@ -193,12 +229,14 @@ impl Subsystem {
             return Err(SubsystemError::NsidRange);
         }
         let mut namespace = Some(Arc::new(namespace));
-        self.change(nsid, None, |all| match all.binary_search_by_key(&nsid, |n| n.nsid) {
-            Ok(_) => Err(SubsystemError::NsidInUse),
-            Err(at) => {
-                all.extend(namespace.take());
-                all[at..].rotate_right(1);
-                Ok(())
+        self.change(nsid, News::default(), |View { namespaces: all, .. }| {
+            match all.binary_search_by_key(&nsid, |n| n.nsid) {
+                Ok(_) => Err(SubsystemError::NsidInUse),
+                Err(at) => {
+                    all.extend(namespace.take());
+                    all[at..].rotate_right(1);
+                    Ok(())
+                }
             }
         })
     }
@@ -210,9 +248,11 @@ impl Subsystem {
     /// There is none with that NSID.
     pub fn remove_namespace(self: &Arc<Self>, nsid: u32) -> Result<Drain, SubsystemError> {
         let (hold, drain) = Drain::new();
-        self.change(nsid, Some(hold), |all| {
+        let news = News { gone: Some(hold), ..News::default() };
+        self.change(nsid, news, |View { namespaces: all, protected, .. }| {
             let at = all.binary_search_by_key(&nsid, |n| n.nsid).map_err(|_| SubsystemError::NoNamespace)?;
             all.remove(at);
+            protected.remove(&nsid);
             Ok(())
         })?;
         Ok(drain)
@@ -223,25 +263,42 @@ impl Subsystem {
     /// # Errors
     /// There is none with that NSID.
     pub fn refresh_namespace(self: &Arc<Self>, nsid: u32) -> Result<(), SubsystemError> {
-        self.change(nsid, None, |all| {
-            all.iter().any(|n| n.nsid == nsid).then_some(()).ok_or(SubsystemError::NoNamespace)
+        self.change(nsid, News::default(), |view| view.has(nsid))
+    }
+
+    /// Lets hosts write to a namespace, or not. Commands that come later find it so; hosts are told, and `done` is
+    /// dropped, when that holds on every shard.
+    ///
+    /// # Errors
+    /// There is none with that NSID.
+    pub(crate) fn protect(
+        self: &Arc<Self>,
+        nsid: u32,
+        protection: Protection,
+        done: Arc<dyn Any + Send + Sync>,
+    ) -> Result<(), SubsystemError> {
+        let news = News { done: Some(done), ..News::default() };
+        self.change(nsid, news, |view| {
+            view.has(nsid)?;
+            view.protected.insert(nsid, protection);
+            Ok(())
         })
     }
 
     fn change(
         self: &Arc<Self>,
         nsid: u32,
-        gone: Option<std::sync::mpsc::Sender<std::convert::Infallible>>,
-        edit: impl FnOnce(&mut Vec<Arc<Namespace>>) -> Result<(), SubsystemError>,
+        News { gone, done }: News,
+        edit: impl FnOnce(&mut View) -> Result<(), SubsystemError>,
     ) -> Result<(), SubsystemError> {
         let mut state = self.state();
-        let mut namespaces = state.view.namespaces.clone();
-        edit(&mut namespaces)?;
-        let view = Arc::new(View { version: state.view.version + 1, namespaces });
+        let mut view = View { version: state.view.version + 1, ..state.view.as_ref().clone() };
+        edit(&mut view)?;
+        let view = Arc::new(view);
         state.view = view.clone();
         // Sent under the lock: shards hear of changes in their order.
         let key = self.key();
-        let news = Arc::new(News { subsystem: self.clone(), nsid });
+        let news = Arc::new(Told { subsystem: self.clone(), nsid, _done: done });
         for shard in &self.shards {
             let (view, gone, news) = (view.clone(), gone.clone(), news.clone());
             shard.run(move |shard| {
@@ -318,7 +375,7 @@ impl Subsystem {
         let (controllers, view) = {
             let mut state = self.state();
             state.closed = true;
-            state.view = Arc::new(View { version: state.view.version + 1, namespaces: Vec::new() });
+            state.view = Arc::new(View { version: state.view.version + 1, ..View::default() });
             (state.controllers.values().cloned().collect::<Vec<_>>(), state.view.clone())
         };
         for controller in controllers {
@@ -339,12 +396,13 @@ impl Subsystem {
 }
 
 /// Word of a namespace that came, went or changed: when the last shard has let go of it, all know, and so may hosts.
-struct News {
+struct Told {
     subsystem: Arc<Subsystem>,
     nsid: u32,
+    _done: Option<Arc<dyn Any + Send + Sync>>,
 }
 
-impl Drop for News {
+impl Drop for Told {
     fn drop(&mut self) {
         for controller in self.subsystem.controllers() {
             controller.namespace_changed(self.nsid);

@@ -251,6 +251,10 @@ impl Transport for Wire {
         }
     }
 
+    fn may_end(&self, ticket: Ticket) -> bool {
+        self.0.slot(ticket, |s| s.transfer.is_none()).unwrap_or(true)
+    }
+
     fn complete(&self, _capsule: Capsule, completion: Completion) {
         let connection = &self.0;
         let state = connection.slot(completion.ticket, std::mem::take).unwrap_or_default();

@@ -47,14 +47,14 @@ fn b19_to_b24_data_pointers() {
     let got = status(&|s| s.opc = 2, &block);
     assert_eq!(got, Status::SGL_DESCRIPTOR_TYPE_INVALID.dnr());
     // E.50, and commands that do not exist.
-    for nsid in [0, 2, 33, 0xffff_fffe, 0xffff_ffff] {
+    for nsid in [0, 33, 0xffff_fffe, 0xffff_ffff] {
         assert_eq!(
             status(&|s| s.nsid = nsid, &block),
             Status::INVALID_NAMESPACE_OR_FORMAT.dnr(),
             "{nsid:#x}"
         );
     }
-    for opc in (0x0a..0x7f).chain(0x80..=0xff) {
+    for opc in (0x0a..0x7f).chain(0x80..=0xff).filter(|opc| *opc != 0x0c) {
         assert_eq!(status(&|s| s.opc = opc, &block), Status::INVALID_OPCODE.dnr(), "{opc:#x}");
     }
     assert!(status(&|_| {}, &block).is_success());

@@ -9,6 +9,8 @@ mod c_r2t;
 mod common;
 mod d_connect;
 mod e_commands;
+mod e_controller;
+mod e_features;
 
 use std::io::Write;
 

@@ -1,12 +1,14 @@
 //! A controller over vfio-user as a host sees it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod abort;
 mod client;
 mod fuzz;
 mod parked;
 mod peer;
 mod rig;
 mod slow;
+mod verify;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -17,6 +17,7 @@ use nvme_proto::aen::ErrorInfo;
 use nvme_proto::register::{Csts, offset};
 use nvme_proto::zerocopy::IntoBytes;
 
+use super::coalesce::Coalescing;
 use super::config::ConfigSpace;
 use super::cq::Cq;
 use super::doorbell::{Bells, Doorbells, PAGE};
@@ -41,6 +42,7 @@ pub(crate) struct Function {
     controller: Rc<Controller>,
     pub bells: Bells,
     pub interrupts: Interrupts,
+    pub coalescing: Coalescing,
     config: RefCell<ConfigSpace>,
     msix_table: RefCell<Box<[u8]>>,
     pub memory: RefCell<GuestMemory>,
@@ -104,6 +106,7 @@ impl Function {
             controller,
             bells: Bells::new(kind)?,
             interrupts: Interrupts::new(shard, vectors),
+            coalescing: Coalescing::default(),
             config: RefCell::new(ConfigSpace::new(vectors)),
             msix_table: RefCell::new(msix_table()),
             memory: RefCell::default(),

@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
+use nvme_proto::feature::InterruptCoalescing;
+
 use super::Function;
 use crate::controller::{Controller, Port};
 use crate::pcie::config::VENDOR_ID;
@@ -30,6 +32,7 @@ impl Function {
         self.deleting.borrow_mut().clear();
         self.bells.clear();
         self.interrupts.forget();
+        self.coalescing.forget(&self.shard);
         self.update_pin();
     }
 
@@ -80,6 +83,22 @@ impl Port for FunctionPort {
 
     fn pci_ids(&self) -> (u16, u16) {
         (VENDOR_ID, VENDOR_ID)
+    }
+
+    fn vectors(&self) -> u16 {
+        self.function().map_or(0, |f| f.interrupts.vectors() as u16)
+    }
+
+    fn set_coalescing(&self, setting: InterruptCoalescing) {
+        if let Some(function) = self.function() {
+            function.set_coalescing(setting);
+        }
+    }
+
+    fn set_prompt(&self, vector: u16, cd: bool) {
+        if let Some(function) = self.function() {
+            function.set_prompt(vector, cd);
+        }
     }
 
     fn interrupt_mask(&self) -> u32 {

@@ -109,7 +109,7 @@ impl Function {
 
     /// An entry is in its queue: the host hears of it at the end of this turn.
     pub fn arrived(self: &Rc<Self>, cq: &Cq) {
-        cq.fresh.set(true);
+        cq.fresh.set(cq.fresh.get().saturating_add(1));
         self.note_end();
     }
 
@@ -164,11 +164,18 @@ impl Function {
         for cq in self.cqs.borrow().values() {
             let Some(vector) = cq.vector else { continue };
             self.look_at_head(cq);
-            level |= cq.is_pending() && masked & 1u32.wrapping_shl(vector.into()) == 0;
+            let held = cq.held.get();
+            level |= cq.is_pending() && !held && masked & 1u32.wrapping_shl(vector.into()) == 0;
         }
         let mut config = self.config.borrow_mut();
         config.set_interrupt_status(level);
         self.interrupts.set_level(level && !config.intx_disabled());
+    }
+
+    /// The pin tells of all entries again.
+    pub fn release_pin(self: &Rc<Self>) {
+        self.cqs.borrow().values().for_each(|cq| cq.held.set(false));
+        self.update_pin();
     }
 
     /// The host did what it must not: an event at the end of this turn, when nothing is borrowed.
@@ -214,13 +221,19 @@ impl TurnEnd for Function {
         if self.turns.get().is_multiple_of(CONDEMNED_EVERY) {
             self.check_memory();
         }
-        if !self.interrupts.uses_msix() {
-            return self.update_pin();
-        }
+        let msix = self.interrupts.uses_msix();
         for cq in self.cqs.borrow().values() {
-            if let Some(vector) = cq.vector.filter(|_| cq.fresh.replace(false)) {
+            let fresh = cq.fresh.take();
+            let Some(vector) = cq.vector.filter(|_| fresh > 0) else { continue };
+            let held = cq.qid != 0 && self.coalescing.holds(&self, vector, fresh);
+            if !msix {
+                cq.held.set(held);
+            } else if !held {
                 self.interrupts.raise(vector);
             }
+        }
+        if !msix {
+            self.update_pin();
         }
     }
 }

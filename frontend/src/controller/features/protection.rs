@@ -1,0 +1,160 @@
+//! Namespace Write Protection Config (Base 2.1, 5.1.25.1.33 and 8.1.16). It holds for every controller of the subsystem,
+//! and the command completes when that is so and what was written before is on the media. It lasts as long as the
+//! process.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use engine::{Io, IoId, IoResult, Issuer, Op, Origin, Request};
+use nvme_proto::feature::WriteProtection;
+use nvme_proto::identify::NSID_ALL;
+use nvme_proto::{Sqe, Status};
+
+use crate::controller::{Controller, Shared};
+use crate::namespace::Protection;
+use crate::queue::{AdminQueue, Outcome, Reply, Ticket};
+
+/// WPS.
+const NONE: u8 = 0;
+const PROTECTED: u8 = 1;
+const UNTIL_POWER_CYCLE: u8 = 2;
+
+/// A command that waits until all shards know, and then for a flush.
+struct Waiting {
+    id: u64,
+    queue: Rc<dyn AdminQueue>,
+    ticket: Ticket,
+    nsids: Vec<u32>,
+}
+
+/// Commands of this controller that wait.
+#[derive(Default)]
+pub(in crate::controller) struct Protecting {
+    waiting: RefCell<Vec<Waiting>>,
+    last: Cell<u64>,
+}
+
+/// The last shard to let go of it was the last to hear.
+struct Told {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let id = self.id;
+        self.shared.at_home(move |controller| controller.protection_holds(id));
+    }
+}
+
+fn wps(protection: Protection) -> u8 {
+    match protection {
+        Protection::None => NONE,
+        Protection::Protected => PROTECTED,
+        Protection::UntilPowerCycle => UNTIL_POWER_CYCLE,
+    }
+}
+
+impl Controller {
+    pub(super) fn set_protection(
+        self: &Rc<Self>,
+        queue: Rc<dyn AdminQueue>,
+        ticket: Ticket,
+        sqe: &Sqe,
+    ) -> Result<Outcome, Status> {
+        let wanted = match WriteProtection::from_bits(sqe.cdw11).wps() {
+            NONE => Protection::None,
+            PROTECTED => Protection::Protected,
+            UNTIL_POWER_CYCLE => Protection::UntilPowerCycle,
+            _ => return Err(Status::INVALID_FIELD),
+        };
+        let mut of = self.local.namespaces();
+        of.retain(|a| sqe.nsid == NSID_ALL || a.namespace.nsid == sqe.nsid);
+        let fixed = |p: Protection| p == Protection::UntilPowerCycle && wanted != p;
+        if of.iter().any(|a| fixed(a.protection)) {
+            return Err(Status::FEATURE_NOT_CHANGEABLE);
+        }
+        of.retain(|a| a.protection != wanted);
+        if of.is_empty() {
+            return Ok(Reply::default().into());
+        }
+        let nsids: Vec<u32> = of.iter().map(|a| a.namespace.nsid).collect();
+        let id = self.protecting.last.get().wrapping_add(1);
+        self.protecting.last.set(id);
+        self.protecting.waiting.borrow_mut().push(Waiting { id, queue, ticket, nsids: nsids.clone() });
+        let told = Arc::new(Told { shared: self.shared.clone(), id });
+        for nsid in nsids {
+            // One that has just gone needs no protection.
+            let _ = self.local.subsystem().protect(nsid, wanted, told.clone());
+        }
+        Ok(Outcome::Later)
+    }
+
+    pub(super) fn protection(&self, nsid: u32) -> u32 {
+        let attachment = self.local.namespace(nsid);
+        let protection = attachment.map(|a| a.protection).unwrap_or_default();
+        WriteProtection::new().with_wps(wps(protection)).into_bits()
+    }
+
+    fn protection_holds(self: &Rc<Self>, id: u64) {
+        let held = {
+            let mut waiting = self.protecting.waiting.borrow_mut();
+            let at = waiting.iter().position(|w| w.id == id);
+            at.map(|at| waiting.swap_remove(at))
+        };
+        let Some(Waiting { queue, ticket, nsids, .. }) = held else { return };
+        let flush = Rc::new(Flush { answer: RefCell::new(Some((queue, ticket))), state: RefCell::default() });
+        let origin = Origin::new();
+        let of: Vec<_> = nsids.into_iter().filter_map(|nsid| self.local.namespace(nsid)).collect();
+        flush.state.borrow_mut().left = of.len();
+        if of.is_empty() {
+            flush.end();
+        }
+        for attachment in of {
+            let mut io = Io::new(IoId { origin, tag: 0 });
+            *io.request_mut() = Request { op: Op::Flush, ..Request::default() };
+            io.forward(attachment.channel(self.local.shard()), flush.clone(), 0);
+        }
+    }
+
+    /// The admin queue closes, and its commands end with it.
+    pub(in crate::controller) fn forget_protecting(&self) {
+        self.protecting.waiting.take();
+    }
+}
+
+#[derive(Default)]
+struct State {
+    left: usize,
+    failed: Option<Status>,
+}
+
+/// The flushes of one command.
+struct Flush {
+    answer: RefCell<Option<(Rc<dyn AdminQueue>, Ticket)>>,
+    state: RefCell<State>,
+}
+
+impl Flush {
+    fn end(&self) {
+        let status = self.state.borrow().failed.unwrap_or_default();
+        if let Some((queue, ticket)) = self.answer.take() {
+            queue.finish(ticket, status.into());
+        }
+    }
+}
+
+impl Issuer for Flush {
+    fn resume(self: Rc<Self>, _io: Io, _cookie: u64, result: IoResult) {
+        let left = {
+            let mut state = self.state.borrow_mut();
+            state.failed = state.failed.or(result.err().map(|error| crate::nvm::status(error, Op::Flush)));
+            state.left = state.left.saturating_sub(1);
+            state.left
+        };
+        if left == 0 {
+            self.end();
+        }
+    }
+}
