@@ -9,9 +9,10 @@ use std::time::Duration;
 use backend::ram::RamVolume;
 use engine::{Config, Shards};
 use frontend::tcp::{Target, TargetConfig};
-use frontend::vfio_user::{Options, Server};
+use frontend::vfio_user::{Handle, Options, Server};
 use frontend::{Namespace, Subsystem, SubsystemConfig};
 use host::{Command, Done, Kind, Queue, tcp, vfio_user};
+use nvme_proto::register::{Csts, NSSR_KEY, offset};
 use nvme_proto::{Nqn, Status};
 
 const NQN: &str = "nqn.2024-01.org.isthmus:shared";
@@ -103,6 +104,67 @@ impl Model {
     }
 }
 
+/// One subsystem on two shards, with a controller over vfio-user and listeners over TCP.
+struct House {
+    shards: Shards,
+    target: Target,
+    addr: SocketAddr,
+    handle: Handle,
+    directory: tempfile::TempDir,
+}
+
+impl House {
+    fn new() -> Self {
+        let shards = Shards::start(&Config { cpus: vec![None; 2], ..Config::default() }).unwrap();
+        let config = SubsystemConfig {
+            nqn: Nqn::new(NQN).unwrap(),
+            serial: "1".into(),
+            model: "Isthmus".into(),
+            max_namespaces: 8,
+            allowed_hosts: vec![],
+        };
+        let subsystem = Subsystem::new(config, shards.handles()).unwrap();
+        let volume = RamVolume::new(BLOCK as u32, BLOCKS).unwrap();
+        let namespace = Namespace { nsid: 1, uuid: [7; 16], nguid: [0; 16], eui64: [0; 8], volume };
+        subsystem.add_namespace(namespace).unwrap();
+        let target = Target::new(shards.handles(), TargetConfig::default()).unwrap();
+        let addr = target.listen(SocketAddr::from(([127, 0, 0, 1], 0)), &subsystem).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("cntrl");
+        let handle = Server::listen(&shards.handles()[1], &subsystem, &socket, Options::default()).unwrap();
+        House { shards, target, addr, handle, directory }
+    }
+
+    fn over_tcp(&self) -> (tcp::Controller, tcp::IoQueue) {
+        let options = tcp::Options {
+            subnqn: Nqn::new(NQN).unwrap(),
+            hostnqn: Nqn::new("nqn.2024-01.org.isthmus:host").unwrap(),
+            hostid: [1; 16],
+            digests: tcp::Digests { header: true, data: true },
+            max_transfer: MOST as usize * BLOCK,
+            queues: 1,
+            depth: 2,
+            kato: 0,
+        };
+        let mut controller = tcp::Controller::connect(self.addr, options).unwrap();
+        let queue = controller.io_queue(1).unwrap();
+        (controller, queue)
+    }
+
+    fn over_pcie(&self) -> (vfio_user::Controller, vfio_user::IoQueue) {
+        let options = vfio_user::Options { max_transfer: MOST as usize * BLOCK, queues: 1, depth: 2 };
+        let mut controller = vfio_user::Controller::connect(self.directory.path(), options).unwrap();
+        let queue = controller.io_queue(1).unwrap();
+        (controller, queue)
+    }
+
+    fn end(self) {
+        assert!(self.handle.close(Duration::from_secs(10)));
+        self.target.close();
+        self.shards.stop();
+    }
+}
+
 #[test]
 fn they_agree_with_one_model_of_the_namespace() {
     let soak = std::env::var_os("ISTHMUS_SOAK").is_some();
@@ -110,39 +172,8 @@ fn they_agree_with_one_model_of_the_namespace() {
     let seed: u64 = given.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64);
     println!("ISTHMUS_SEED={seed}");
 
-    let shards = Shards::start(&Config { cpus: vec![None; 2], ..Config::default() }).unwrap();
-    let config = SubsystemConfig {
-        nqn: Nqn::new(NQN).unwrap(),
-        serial: "1".into(),
-        model: "Isthmus".into(),
-        max_namespaces: 8,
-        allowed_hosts: vec![],
-    };
-    let subsystem = Subsystem::new(config, shards.handles()).unwrap();
-    let volume = RamVolume::new(BLOCK as u32, BLOCKS).unwrap();
-    let namespace = Namespace { nsid: 1, uuid: [7; 16], nguid: [0; 16], eui64: [0; 8], volume };
-    subsystem.add_namespace(namespace).unwrap();
-    let target = Target::new(shards.handles(), TargetConfig::default()).unwrap();
-    let addr = target.listen(SocketAddr::from(([127, 0, 0, 1], 0)), &subsystem).unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("cntrl");
-    let handle = Server::listen(&shards.handles()[1], &subsystem, &socket, Options::default()).unwrap();
-
-    let options = tcp::Options {
-        subnqn: Nqn::new(NQN).unwrap(),
-        hostnqn: Nqn::new("nqn.2024-01.org.isthmus:host").unwrap(),
-        hostid: [1; 16],
-        digests: tcp::Digests { header: true, data: true },
-        max_transfer: MOST as usize * BLOCK,
-        queues: 1,
-        depth: 2,
-        kato: 0,
-    };
-    let mut over_tcp = tcp::Controller::connect(addr, options).unwrap();
-    let options = vfio_user::Options { max_transfer: MOST as usize * BLOCK, queues: 1, depth: 2 };
-    let mut over_pcie = vfio_user::Controller::connect(directory.path(), options).unwrap();
-    let (mut tcp_queue, mut pcie_queue) = (over_tcp.io_queue(1).unwrap(), over_pcie.io_queue(1).unwrap());
-
+    let house = House::new();
+    let ((over_tcp, mut tcp_queue), (over_pcie, mut pcie_queue)) = (house.over_tcp(), house.over_pcie());
     let mut model = Model { bytes: vec![0; BLOCKS as usize * BLOCK], history: VecDeque::new() };
     for sequence in 0..if soak { 100_000 } else { 1_000 } {
         let mut random = Random(seed.wrapping_add(sequence));
@@ -157,7 +188,45 @@ fn they_agree_with_one_model_of_the_namespace() {
         }
     }
     drop((tcp_queue, over_tcp, pcie_queue, over_pcie));
-    assert!(handle.close(Duration::from_secs(10)));
-    target.close();
-    shards.stop();
+    house.end();
+}
+
+#[test]
+fn a_subsystem_reset_is_everyone_s() {
+    let house = House::new();
+    let write = Command { kind: Kind::Write { fua: false }, lba: 3, blocks: 1 };
+    let (over_pcie, mut pcie_queue) = house.over_pcie();
+    let (over_tcp, mut tcp_queue) = house.over_tcp();
+    tcp_queue.buffer(0).copy_in(0, &[7; BLOCK]);
+    assert!(run(&mut tcp_queue, write).is_success());
+    assert!(run(&mut pcie_queue, write).is_success());
+    over_pcie.write32(offset::NSSR, 1).unwrap();
+    assert!(run(&mut pcie_queue, write).is_success(), "only one word resets");
+    over_pcie.write32(offset::NSSR, NSSR_KEY).unwrap();
+    let mut csts = Csts::from_bits(over_pcie.read32(offset::CSTS).unwrap());
+    while csts.rdy() {
+        csts = Csts::from_bits(over_pcie.read32(offset::CSTS).unwrap());
+    }
+    assert!(csts.nssro() && over_pcie.read32(offset::CC).unwrap() == 0, "{csts:?}");
+    over_pcie.write32(offset::CSTS, csts.into_bits()).unwrap();
+    assert!(!Csts::from_bits(over_pcie.read32(offset::CSTS).unwrap()).nssro(), "the host has seen it");
+    // The other host's association has ended.
+    let mut done = Vec::new();
+    let lost = tcp_queue.submit(0, write).is_err()
+        || loop {
+            match tcp_queue.poll(&mut done) {
+                Err(_) => break true,
+                Ok(()) if !done.is_empty() => break false,
+                Ok(()) => {}
+            }
+        };
+    assert!(lost);
+    drop((pcie_queue, over_pcie, tcp_queue, over_tcp));
+    // Both come back, and nothing is lost.
+    let (over_tcp, mut tcp_queue) = house.over_tcp();
+    let (over_pcie, mut pcie_queue) = house.over_pcie();
+    let read = Command { kind: Kind::Read, lba: 3, blocks: 1 };
+    assert!(run(&mut pcie_queue, read).is_success() && run(&mut tcp_queue, read).is_success());
+    drop((pcie_queue, over_pcie, tcp_queue, over_tcp));
+    house.end();
 }

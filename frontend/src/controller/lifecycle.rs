@@ -55,7 +55,7 @@ impl Controller {
             return self.fail();
         }
         self.shared.enable();
-        self.edit(|r| r.csts = Csts::new().with_rdy(true));
+        self.edit(|r| r.csts = Csts::new().with_rdy(true).with_nssro(r.csts.nssro()));
     }
 
     /// Gives up: CSTS.CFS is 1 until the host resets the controller.
@@ -89,6 +89,15 @@ impl Controller {
         self.reset();
     }
 
+    /// The subsystem is reset (NSSR): as after power on, and CSTS.NSSRO says so. On fabrics the association ends.
+    pub(super) fn subsystem_reset(self: &Rc<Self>) {
+        if self.config.fabrics {
+            return self.terminate();
+        }
+        self.edit(|r| r.csts.set_nssro(true));
+        self.clear();
+    }
+
     /// Ends the controller: its queues are closed, their commands taken back; then its identifier is free and
     /// [`super::Port::ended`] is called.
     pub fn terminate(self: &Rc<Self>) {
@@ -108,7 +117,7 @@ impl Controller {
         match self.phase.get() {
             Phase::Resetting if self.shared.is_drained(!self.config.fabrics) => {
                 self.phase.set(Phase::Disabled);
-                self.edit(|r| r.csts = Csts::new());
+                self.edit(|r| r.csts = Csts::new().with_nssro(r.csts.nssro()));
                 self.forget_events();
                 self.forget_features();
                 self.port().disabled();

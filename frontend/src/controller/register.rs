@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use nvme_proto::Status;
-use nvme_proto::register::{Aqa, Cap, Cc, Crto, Csts, Vs, offset};
+use nvme_proto::register::{Aqa, Cap, Cc, Crto, Csts, NSSR_KEY, Vs, offset};
 
 use super::Controller;
 
@@ -56,7 +56,25 @@ const REGISTERS: &[Register] = &[
         get: |c| u64::from(c.registers().cc.into_bits()),
         set: Some(|c, v| c.configure(Cc::from_bits(v as u32))),
     },
-    ro(offset::CSTS, 4, |c| u64::from(c.registers().csts.into_bits())),
+    Register {
+        offset: offset::CSTS,
+        width: 4,
+        property: true,
+        get: |c| u64::from(c.registers().csts.into_bits()),
+        // NSSRO alone is the host's to clear.
+        set: Some(|c, v| c.edit(|r| r.csts.set_nssro(r.csts.nssro() && !Csts::from_bits(v as u32).nssro()))),
+    },
+    Register {
+        offset: offset::NSSR,
+        width: 4,
+        property: true,
+        get: |_| 0,
+        set: Some(|c, v| {
+            if v == u64::from(NSSR_KEY) {
+                c.shared().subsystem().reset();
+            }
+        }),
+    },
     pcie(
         offset::AQA,
         4,
@@ -75,6 +93,7 @@ impl Controller {
             .with_cqr(true)
             .with_to(READY_TIMEOUT)
             .with_css_nvm(true)
+            .with_nssrs(true)
             .with_crwms(true)
     }
 
@@ -117,8 +136,11 @@ impl Controller {
     ///
     /// # Errors
     /// There is no such property of that size, or it is read-only.
-    pub fn property_set(self: &Rc<Self>, offset: u32, size: u8, value: u64) -> Result<(), Status> {
-        let set = property(offset, size)?.set.ok_or(Status::INVALID_FIELD.dnr())?;
+    pub fn property_set(self: &Rc<Self>, at: u32, size: u8, value: u64) -> Result<(), Status> {
+        let register = property(at, size)?;
+        // All that CSTS has to clear is NSSRO, and a subsystem reset ends an association.
+        let set = register.set.filter(|_| register.offset != offset::CSTS);
+        let set = set.ok_or(Status::INVALID_FIELD.dnr())?;
         set(self, value);
         Ok(())
     }

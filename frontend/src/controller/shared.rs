@@ -269,6 +269,11 @@ impl Shared {
         self.at_home(Controller::discovery_changed);
     }
 
+    /// Resets the controller with its subsystem.
+    pub(crate) fn subsystem_reset(self: &Arc<Self>) {
+        self.at_home(Controller::subsystem_reset);
+    }
+
     /// Ends the controller and its connections.
     pub fn terminate(self: &Arc<Self>) {
         self.at_home(Controller::terminate);

@@ -114,9 +114,12 @@ fn d45_properties() {
         let sqe = Property { offset, size, value: 0 }.get(0);
         assert_eq!(admin.run(sqe, &[], 0).0.status(), invalid, "get {offset:#x} {size}");
     }
-    for offset in [offset::CAP, offset::VS, offset::CSTS, offset::NSSR, offset::AQA] {
+    for offset in [offset::CAP, offset::VS, offset::CSTS, offset::AQA] {
         assert_eq!(admin.property_set(offset, 1).status(), invalid, "set {offset:#x}");
     }
+    // A subsystem reset takes the right word.
+    assert!(admin.property_set(offset::NSSR, 1).status().is_success());
+    assert_eq!(admin.property_get(offset::NSSR, 0), 0);
     // Enabling with what it cannot do makes the controller fail, until it is reset.
     for cc in [0x46_0081u64, 0x46_0801, 0x46_0011, 0x66_0001, 0x36_0001] {
         admin.property_set(offset::CC, 0);
