@@ -21,4 +21,6 @@ pub use pcie::Doorbells;
 pub use queue::{
     AdminQueue, Completion, Data, Direction, Outcome, Queue, QueueConfig, Reply, Ticket, Transport,
 };
-pub use subsystem::{Local, MAX_NAMESPACES, Subsystem, SubsystemConfig, SubsystemError};
+pub use subsystem::{
+    HostId, Local, MAX_NAMESPACES, Persist, Stored, Subsystem, SubsystemConfig, SubsystemError,
+};

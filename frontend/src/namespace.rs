@@ -1,6 +1,6 @@
 //! Namespaces: a volume under a number and identities, as a subsystem shows it to hosts.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,6 +8,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use engine::{ChannelRef, Limits, Scope, Shard, Volume};
+use nvme_proto::opcode::NvmOpcode;
+
+use crate::controller::Shared;
+use crate::subsystem::{Fence, Reservations};
 
 /// One namespace of a subsystem.
 pub struct Namespace {
@@ -58,6 +62,14 @@ impl Drain {
     }
 }
 
+/// What a shard checks commands against when the namespace is reserved.
+struct Guard {
+    /// Whether a reservation keeps anyone out.
+    fenced: Cell<bool>,
+    /// The reservation and its number.
+    fence: RefCell<(u64, Option<Arc<Fence>>)>,
+}
+
 /// A namespace as one shard uses it. Commands in flight hold it.
 pub struct Attachment {
     /// What it is.
@@ -68,6 +80,10 @@ pub struct Attachment {
     pub block_shift: u32,
     /// How it is write protected, for all hosts.
     pub protection: Protection,
+    /// Who may do what with it.
+    pub(crate) reservations: Arc<Reservations>,
+    /// The same for this and those that it was renewed from.
+    guard: Rc<Guard>,
     channel: OnceCell<ChannelRef>,
     /// New commands use this one.
     current: Cell<bool>,
@@ -76,13 +92,21 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    pub(crate) fn new(namespace: Arc<Namespace>, protection: Protection) -> Rc<Self> {
-        Self::make(namespace, protection, Rc::default())
+    pub(crate) fn new(
+        namespace: Arc<Namespace>,
+        protection: Protection,
+        reservations: Arc<Reservations>,
+    ) -> Rc<Self> {
+        let fence = reservations.fence();
+        let guard = Guard { fenced: Cell::new(fence.1.is_some()), fence: RefCell::new(fence) };
+        Self::make(namespace, protection, reservations, Rc::new(guard), Rc::default())
     }
 
     fn make(
         namespace: Arc<Namespace>,
         protection: Protection,
+        reservations: Arc<Reservations>,
+        guard: Rc<Guard>,
         gone: Rc<OnceCell<Sender<Infallible>>>,
     ) -> Rc<Self> {
         let limits = namespace.volume.limits();
@@ -92,6 +116,8 @@ impl Attachment {
             limits,
             block_shift,
             protection,
+            reservations,
+            guard,
             channel: OnceCell::new(),
             current: Cell::new(true),
             gone,
@@ -100,12 +126,40 @@ impl Attachment {
 
     /// The same with the limits that the volume has now, for commands to come.
     pub(crate) fn renewed(&self, protection: Protection) -> Rc<Self> {
-        let new = Attachment::make(self.namespace.clone(), protection, self.gone.clone());
+        let (namespace, reservations) = (self.namespace.clone(), self.reservations.clone());
+        let new =
+            Attachment::make(namespace, protection, reservations, self.guard.clone(), self.gone.clone());
         self.current.set(false);
         if let Some(channel) = self.channel.get() {
             let _ = new.channel.set(channel.clone());
         }
         new
+    }
+
+    /// What commands are checked against from now on, unless it is older than what is here.
+    pub(crate) fn set_fence(&self, fence: (u64, Option<Arc<Fence>>)) {
+        let mut current = self.guard.fence.borrow_mut();
+        if fence.0 > current.0 {
+            self.guard.fenced.set(fence.1.is_some());
+            *current = fence;
+        }
+    }
+
+    /// Whether a reservation keeps anyone out.
+    #[inline]
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.guard.fenced.get()
+    }
+
+    /// Whether its reservation, if there is one, lets this controller's host execute that command.
+    #[inline]
+    pub(crate) fn permits(&self, controller: &Shared, opcode: NvmOpcode) -> bool {
+        !self.is_fenced() || self.admits(controller, opcode)
+    }
+
+    fn admits(&self, controller: &Shared, opcode: NvmOpcode) -> bool {
+        let fence = self.guard.fence.borrow();
+        fence.1.as_ref().is_none_or(|fence| fence.permits(controller.host_id(), opcode))
     }
 
     /// Whether the namespace is as it was when a command was checked against it.

@@ -5,6 +5,7 @@
 use engine::{IoError, Limits, Op};
 use nvme_proto::nvm::{DsmCdw10, DsmCdw11, DsmRange, RwCdw12};
 use nvme_proto::opcode::NvmOpcode;
+use nvme_proto::reservation::{AcquireData, RegisterData, ReleaseData};
 use nvme_proto::zerocopy::FromBytes;
 use nvme_proto::{Sqe, Status};
 
@@ -33,6 +34,10 @@ pub(crate) enum Command {
     Deallocate(usize),
     /// Nothing needs to be done.
     Nothing,
+    /// Change the reservation, as that many bytes of data tell.
+    Reserve(usize),
+    /// Reservation Report.
+    Report,
 }
 
 impl Command {
@@ -41,7 +46,7 @@ impl Command {
         match self {
             Command::Blocks(blocks) => blocks.op.modifies(),
             Command::Deallocate(_) => true,
-            Command::Verify(_) | Command::Nothing => false,
+            Command::Verify(_) | Command::Nothing | Command::Reserve(_) | Command::Report => false,
         }
     }
 }
@@ -81,6 +86,10 @@ pub(crate) fn parse(sqe: &Sqe, limits: &Limits, max_bytes: u64) -> Result<Comman
             let nr_z = DsmCdw10::from_bits(sqe.cdw10).nr_z();
             Ok(Command::Deallocate(usize::from(nr_z).saturating_add(1)))
         }
+        NvmOpcode::ReservationRegister => Ok(Command::Reserve(size_of::<RegisterData>())),
+        NvmOpcode::ReservationAcquire => Ok(Command::Reserve(size_of::<AcquireData>())),
+        NvmOpcode::ReservationRelease => Ok(Command::Reserve(size_of::<ReleaseData>())),
+        NvmOpcode::ReservationReport => Ok(Command::Report),
         _ => Err(Status::INVALID_OPCODE.dnr()),
     }
 }
@@ -163,6 +172,16 @@ pub(crate) fn is_known(sqe: &Sqe) -> bool {
             | NvmOpcode::WriteZeroes
             | NvmOpcode::DatasetManagement
             | NvmOpcode::Verify
+    ) || is_reservation(sqe)
+}
+
+fn is_reservation(sqe: &Sqe) -> bool {
+    matches!(
+        sqe.nvm(),
+        NvmOpcode::ReservationRegister
+            | NvmOpcode::ReservationReport
+            | NvmOpcode::ReservationAcquire
+            | NvmOpcode::ReservationRelease
     )
 }
 
@@ -190,6 +209,8 @@ pub(crate) fn location(sqe: &Sqe, status: Status) -> Option<(u8, u8)> {
         Status::LBA_OUT_OF_RANGE if sqe.nvm() != NvmOpcode::DatasetManagement => Some((SLBA, 0)),
         Status::INVALID_FIELD if sqe.flags.fuse() != 0 => Some((FUSE, 0)),
         Status::INVALID_FIELD if sqe.flags.psdt() == 3 => Some((FUSE, 6)),
+        // The action, the type, a key: its data may be to blame.
+        Status::INVALID_FIELD if is_reservation(sqe) => None,
         Status::INVALID_FIELD => match wrong_bits(sqe) {
             0 => Some((NLB, 0)),
             bits => {

@@ -22,6 +22,7 @@ mod page;
 pub mod plane;
 mod qos;
 mod registry;
+mod reservations;
 mod schema;
 mod secret;
 mod server;

@@ -184,6 +184,8 @@ pub struct NamespaceConfig {
     pub eui64: [u8; 8],
     /// Where the blocks are.
     pub volume: Arc<dyn Volume>,
+    /// Where reservations are kept that outlive the process; `None` if they cannot.
+    pub reservations: Option<Arc<dyn frontend::Persist>>,
 }
 
 /// What a controller is.

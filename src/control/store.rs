@@ -1,6 +1,7 @@
 //! The state directory: what is declared, in a database that a crash at any moment leaves whole.
 //!
-//! `state.redb` holds two tables: `objects`, a [`Record`] under each resource name, and `meta`. `lock` is locked while
+//! `state.redb` holds three tables: `objects`, a [`Record`] under each resource name, `reservations` of the namespaces
+//! that have some, under their identity for life, and `meta`. `lock` is locked while
 //! a process uses the directory. `kek` may hold the key-encryption key (see [`super::vault`]).
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -18,6 +19,7 @@ use uuid::Uuid;
 use super::vault::{self, Vault, VaultError};
 
 const OBJECTS: TableDefinition<&str, &[u8]> = TableDefinition::new("objects");
+const RESERVATIONS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("reservations");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
 /// The key in `meta` that is there while a process has the directory.
@@ -265,6 +267,46 @@ impl Store {
         self.write(|objects| objects.remove(name).map(drop))
     }
 
+    /// What is kept of a namespace's reservations.
+    pub fn reservations(&self, uuid: Uuid) -> Result<Option<Vec<u8>>, StoreError> {
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(RESERVATIONS)?;
+            Ok(table.get(uuid.as_bytes().as_slice())?.map(|kept| kept.value().to_owned()))
+        };
+        read().map_err(|e| self.failed(e))
+    }
+
+    /// Keeps a namespace's reservations, or forgets them. It is durable when this returns.
+    pub fn keep_reservations(&self, uuid: Uuid, state: Option<&[u8]>) -> Result<(), StoreError> {
+        #[cfg(test)]
+        if self.fails.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(self.failed("no space left"));
+        }
+        let commit = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            let mut table = transaction.open_table(RESERVATIONS)?;
+            match state {
+                Some(state) => table.insert(uuid.as_bytes().as_slice(), state)?.map(drop),
+                None => table.remove(uuid.as_bytes().as_slice())?.map(drop),
+            };
+            drop(table);
+            Ok(transaction.commit()?)
+        };
+        commit().map_err(|e| self.failed(e))
+    }
+
+    /// Forgets the reservations of all namespaces but these: a crash may have come between a namespace's end and
+    /// theirs.
+    pub fn retain_reservations(&self, keep: impl Fn(Uuid) -> bool) -> Result<(), StoreError> {
+        let known = |key: &[u8]| Uuid::from_slice(key).is_ok_and(&keep);
+        let commit = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            transaction.open_table(RESERVATIONS)?.retain(|key, _| known(key))?;
+            Ok(transaction.commit()?)
+        };
+        commit().map_err(|e| self.failed(e))
+    }
+
     /// Every object with its name, in the order of creation.
     pub fn load(&self) -> Result<Vec<(String, Record)>, StoreError> {
         let read = || -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
@@ -292,6 +334,7 @@ impl Store {
         let prepare = || -> Result<[Vec<u8>; 3], redb::Error> {
             let transaction = self.database.begin_write()?;
             transaction.open_table(OBJECTS)?;
+            transaction.open_table(RESERVATIONS)?;
             let mut meta = transaction.open_table(META)?;
             let mut kept = |name: &str, new: &[u8]| -> Result<Vec<u8>, redb::Error> {
                 if let Some(old) = meta.get(name)? {
@@ -372,6 +415,23 @@ mod tests {
         assert_eq!(store.host_id(), host);
         let names: Vec<_> = store.load().unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["volumes/b", "volumes/a"]);
+    }
+
+    #[test]
+    fn reservations_are_kept_until_they_or_their_namespace_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), None).unwrap();
+        let [a, b] = [1, 2].map(Uuid::from_u128);
+        assert_eq!(store.reservations(a).unwrap(), None);
+        store.keep_reservations(a, Some(b"one")).unwrap();
+        store.keep_reservations(b, Some(b"two")).unwrap();
+        drop(store);
+        let store = Store::open(dir.path(), None).unwrap();
+        assert_eq!(store.reservations(a).unwrap().unwrap(), b"one");
+        store.retain_reservations(|uuid| uuid == a).unwrap();
+        assert_eq!((store.reservations(b).unwrap(), store.reservations(a).unwrap().is_some()), (None, true));
+        store.keep_reservations(a, None).unwrap();
+        assert_eq!(store.reservations(a).unwrap(), None);
     }
 
     #[test]

@@ -223,14 +223,18 @@ impl SubsystemEntry {
     }
 
     pub(super) fn add_namespace(&self, config: &NamespaceConfig) -> PlaneResult<()> {
-        let NamespaceConfig { nsid, uuid, nguid, eui64, ref volume } = *config;
+        let NamespaceConfig { nsid, uuid, nguid, eui64, ref volume, ref reservations } = *config;
         let before = Counters::from(&volume.stats().snapshot());
         let mut namespaces = lock(&self.namespaces);
         if namespaces.contains_key(&nsid) {
             return refuse(Failure::Exists, format!("nsid {nsid} is in use"));
         }
         let namespace = Namespace { nsid, uuid, nguid, eui64, volume: volume.clone() };
-        self.subsystem.add_namespace(namespace).map_err(subsystem)?;
+        let added = match reservations {
+            Some(kept) => self.subsystem.add_persistent_namespace(namespace, kept.clone()),
+            None => self.subsystem.add_namespace(namespace),
+        };
+        added.map_err(subsystem)?;
         namespaces.insert(nsid, Shown { volume: volume.clone(), before, going: None });
         Ok(())
     }

@@ -58,7 +58,14 @@ fn subsystem(name: &str) -> SubsystemConfig {
 }
 
 fn namespace(nsid: u32, volume: Arc<dyn Volume>) -> NamespaceConfig {
-    NamespaceConfig { nsid, uuid: [nsid as u8; 16], nguid: [0; 16], eui64: [0; 8], volume }
+    NamespaceConfig {
+        nsid,
+        uuid: [nsid as u8; 16],
+        nguid: [0; 16],
+        eui64: [0; 8],
+        volume,
+        reservations: None,
+    }
 }
 
 fn pcie(port: u32, further: bool) -> Endpoint {

@@ -21,6 +21,12 @@ impl Controller {
         let done = match sqe.admin() {
             AdminOpcode::Identify => self.identify(sqe).map(Outcome::ToHost),
             AdminOpcode::GetLogPage => self.log_page(&GetLogPage::of(sqe), sqe.nsid).map(Outcome::ToHost),
+            AdminOpcode::SetFeatures if self.has_reservation_feature(sqe) => {
+                self.set_reservation_feature(queue, ticket, sqe)
+            }
+            AdminOpcode::GetFeatures if self.has_reservation_feature(sqe) => {
+                self.get_reservation_feature(sqe)
+            }
             AdminOpcode::SetFeatures => self.set_features(queue, ticket, sqe),
             AdminOpcode::GetFeatures => self.get_features(sqe),
             AdminOpcode::AsyncEventRequest => self.await_event(queue, ticket),

@@ -51,6 +51,10 @@ impl Controller {
             (NvmOpcode::WriteZeroes, able.nvmwzsv(), true),
             (NvmOpcode::DatasetManagement, able.nvmdsmsv(), true),
             (NvmOpcode::Verify, able.nvmvfys(), false),
+            (NvmOpcode::ReservationRegister, able.reservs(), false),
+            (NvmOpcode::ReservationReport, able.reservs(), false),
+            (NvmOpcode::ReservationAcquire, able.reservs(), false),
+            (NvmOpcode::ReservationRelease, able.reservs(), false),
         ] {
             if supported {
                 page.iocs[usize::from(opcode.0)] = of_namespace.with_lbcc(writes);

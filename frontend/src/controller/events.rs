@@ -36,7 +36,7 @@ impl Controller {
         Ok(Outcome::Later)
     }
 
-    fn raise(&self, event: Event) {
+    pub(super) fn raise(&self, event: Event) {
         let request = {
             let mut events = self.events.borrow_mut();
             if !events.unread.insert(event.lid().0) {

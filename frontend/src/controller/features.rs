@@ -19,6 +19,7 @@ use nvme_proto::{Sqe, Status};
 
 use super::Controller;
 use crate::queue::{AdminQueue, Outcome, Reply, Ticket};
+use crate::subsystem::HostId;
 
 pub(super) use protection::Protecting;
 
@@ -83,6 +84,10 @@ impl Controller {
     /// After a reset nothing is as the host set it.
     pub(super) fn forget_features(&self) {
         self.features.replace(Features::new(self.shared.host().map(|h| h.id)));
+        if !self.config.fabrics {
+            self.shared.set_host_id(None);
+        }
+        self.forget_notices();
         self.shared.set_io_queues(self.config.max_io_queues);
         self.shared.set_retry_delay(false);
     }
@@ -104,7 +109,9 @@ impl Controller {
             | FeatureId::Timestamp
             | FeatureId::HostBehavior
             | FeatureId::HostIdentifier
-            | FeatureId::NamespaceWriteProtection => true,
+            | FeatureId::NamespaceWriteProtection
+            | FeatureId::ReservationNotificationMask
+            | FeatureId::ReservationPersistence => true,
             FeatureId::VolatileWriteCache => self.has_cache(),
             FeatureId::InterruptCoalescing | FeatureId::InterruptVectorConfiguration => pcie,
             FeatureId::KeepAliveTimer => !pcie,
@@ -256,6 +263,7 @@ impl Controller {
                 let mut id = [0; 16];
                 id.get_mut(..data.len()).ok_or(Status::INVALID_FIELD)?.copy_from_slice(data);
                 features.host_id = id;
+                self.shared.set_host_id(HostId::new(id, data.len() == id.len()));
             }
             _ => return Err(Status::INVALID_FIELD),
         }
@@ -347,7 +355,14 @@ impl Controller {
 
 /// Features whose value is per namespace; the others are the controller's.
 pub(super) fn is_of_namespaces(fid: FeatureId) -> bool {
-    matches!(fid, FeatureId::ErrorRecovery | FeatureId::NamespaceWriteProtection)
+    use FeatureId as F;
+    matches!(
+        fid,
+        F::ErrorRecovery
+            | F::NamespaceWriteProtection
+            | F::ReservationNotificationMask
+            | F::ReservationPersistence
+    )
 }
 
 /// The cache is the medium's own, and always on.

@@ -146,6 +146,7 @@ impl Controller {
             .with_ssfs(true)
             .with_nvmvfys(true)
             .with_tss(true)
+            .with_reservs(true)
     }
 
     fn identify_controller(&self) -> IdentifyController {
@@ -165,7 +166,7 @@ impl Controller {
         id.ver = Vs::new();
         id.rtd3e = SHUTDOWN_US;
         id.oaes = if discovery { Oaes::new().with_dlpcn(true) } else { Oaes::new().with_nsan(true) };
-        id.ctratt = Ctratt::new().with_hids(true).with_tbkas(true);
+        id.ctratt = Ctratt::new().with_hids(true).with_rhii(true).with_tbkas(true);
         id.cntrltype = if discovery { ControllerType::Discovery } else { ControllerType::Io };
         id.aerl_z = EVENTS_Z;
         id.lpa = Lpa::new().with_lpeds(true);
@@ -218,6 +219,7 @@ fn identify_namespace(attachment: &Attachment) -> IdentifyNamespace {
     let granular = limits.write_granularity > 1;
     id.nsfeat = Nsfeat::new().with_nsabp(true).with_optperf(u8::from(granular));
     id.nmic = Nmic::new().with_shrns(true);
+    id.rescap = attachment.reservations.rescap();
     id.dlfeat = Dlfeat::new()
         .with_rb(u8::from(limits.unmap && limits.unmapped_reads_zero))
         .with_wzds(limits.write_zeroes && limits.unmap);
@@ -239,6 +241,7 @@ fn identify_namespace(attachment: &Attachment) -> IdentifyNamespace {
 fn independent(attachment: &Attachment) -> IndependentNamespace {
     let mut id = IndependentNamespace::new_zeroed();
     id.nmic = Nmic::new().with_shrns(true);
+    id.rescap = attachment.reservations.rescap();
     // VWCNP says that this namespace has no volatile cache though the controller has one.
     id.nsfeat = id.nsfeat.with_vwcnp(!attachment.limits.volatile_cache);
     id.nsattr = id.nsattr.with_cwp(attachment.protection != Protection::None);

@@ -63,6 +63,7 @@ impl Controller {
                 slots.frs[0] = ascii(env!("CARGO_PKG_VERSION"));
                 slots.as_bytes().to_vec()
             }
+            (LogId::ReservationNotification, None) => self.notice_page(),
             (LogId::ChangedNamespaces, None) => self.logs.borrow().changed_list(),
             // CSI names the command set whose commands are told.
             (LogId::CommandsEffects, None) if get.csi != CommandSet::Nvm.0 => {
@@ -89,6 +90,9 @@ impl Controller {
                 self.logs.borrow_mut().changed.clear();
             }
             self.event_seen(get.lid);
+            if get.lid == LogId::ReservationNotification {
+                self.notice_seen();
+            }
         }
         Ok(bytes)
     }
@@ -152,6 +156,7 @@ fn supported(discovery: bool) -> Vec<u8> {
             LogId::CommandsEffects,
             LogId::FeaturesEffects,
             LogId::MiCommandsEffects,
+            LogId::ReservationNotification,
         ],
     };
     for id in ids {

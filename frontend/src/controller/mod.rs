@@ -12,6 +12,7 @@ mod keep_alive;
 mod lifecycle;
 mod log;
 mod register;
+mod reservation;
 mod shared;
 
 use std::cell::{Cell, RefCell};
@@ -28,6 +29,7 @@ use lifecycle::Phase;
 use log::Logs;
 use nvme_proto::feature::InterruptCoalescing;
 use register::Registers;
+use reservation::Notices;
 
 pub use abort::AbortAnswer;
 pub(crate) use errors::Failure;
@@ -124,6 +126,7 @@ pub struct Controller {
     aborts: Aborts,
     protecting: Protecting,
     logs: RefCell<Logs>,
+    notices: RefCell<Notices>,
 }
 
 impl Controller {
@@ -155,6 +158,7 @@ impl Controller {
             aborts: Aborts::default(),
             protecting: Protecting::default(),
             logs: RefCell::default(),
+            notices: RefCell::default(),
             shared: shared.clone(),
         });
         shard.put_local(shared.key(), controller.clone());

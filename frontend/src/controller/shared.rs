@@ -9,7 +9,8 @@ use nvme_proto::{Nqn, Status};
 
 use super::errors::ErrorLog;
 use super::{AbortAnswer, Controller};
-use crate::subsystem::Subsystem;
+use crate::subsystem::{HostId, Identity, Subsystem};
+use nvme_proto::log::ReservationNotificationType;
 
 /// Who is at the other end of a fabrics controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct Shared {
     cntlid: u16,
     subsystem: Arc<Subsystem>,
     host: Option<Host>,
+    /// Whom reservations know the host as.
+    identity: Identity,
     home: ShardHandle,
     /// I/O queues that the host may have.
     io_queues: AtomicU16,
@@ -79,10 +82,13 @@ impl Shared {
         io_queues: u16,
         stats: Arc<VolumeStats>,
     ) -> Self {
+        let identity = Identity::default();
+        identity.set(host.and_then(|host| HostId::new(host.id, true)));
         Shared {
             cntlid,
             subsystem,
             host,
+            identity,
             home,
             io_queues: AtomicU16::new(io_queues),
             traffic: AtomicBool::new(false),
@@ -107,6 +113,21 @@ impl Shared {
     /// The host, on fabrics.
     pub fn host(&self) -> Option<&Host> {
         self.host.as_ref()
+    }
+
+    /// Its Host Identifier, unless that is zero.
+    pub(crate) fn host_id(&self) -> Option<HostId> {
+        self.identity.get()
+    }
+
+    /// The host has set its Host Identifier; on fabrics it came with Connect.
+    pub(super) fn set_host_id(&self, host: Option<HostId>) {
+        self.identity.set(host);
+    }
+
+    /// Something happened to a reservation that the host is to hear of.
+    pub(crate) fn reservation_notice(self: &Arc<Self>, nsid: u32, notice: ReservationNotificationType) {
+        self.at_home(move |controller| controller.reservation_notice(nsid, notice));
     }
 
     /// What its hosts asked of its namespaces.

@@ -2,6 +2,7 @@
 //! and I/O queues.
 
 mod abort;
+mod reserve;
 mod run;
 mod slot;
 mod transport;
@@ -91,7 +92,7 @@ impl<T: Transport> Queue<T> {
         let token = shared.attach(config.qid, Box::new(link))?;
         queue.token.replace(Some(token));
         shard.put_local(key, queue.clone());
-        local.enter(origin);
+        local.enter(&queue);
         Ok(queue)
     }
 

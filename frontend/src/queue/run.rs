@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use engine::mem::Sgl;
 use engine::{Io, IoId, IoResult, Issuer, Op, Request};
+use nvme_proto::opcode::NvmOpcode;
 use nvme_proto::{Sqe, Status};
 
 use super::slot::{Pending, Pieces, Released, Stage, Work};
@@ -31,7 +32,7 @@ impl<T: Transport> Queue<T> {
         }
     }
 
-    fn settle(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe, outcome: Outcome) {
+    pub(super) fn settle(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe, outcome: Outcome) {
         match outcome {
             Outcome::Done(reply) => self.end(ticket, reply),
             Outcome::ToHost(bytes) if bytes.is_empty() => self.end(ticket, Reply::default()),
@@ -59,11 +60,16 @@ impl<T: Transport> Queue<T> {
         };
         match nvm::parse(sqe, &attachment.limits, crate::controller::MAX_TRANSFER) {
             Err(status) => self.end(ticket, status.into()),
+            Ok(_) if !attachment.permits(&self.shared, sqe.nvm()) => {
+                self.end(ticket, Status::RESERVATION_CONFLICT.dnr().into());
+            }
             Ok(command) if command.modifies() && attachment.protection != Protection::None => {
                 self.end(ticket, Status::NAMESPACE_WRITE_PROTECTED.dnr().into());
             }
             Ok(Command::Nothing) => self.end(ticket, Reply::default()),
             Ok(Command::Verify(blocks)) => self.verify(ticket, attachment, blocks),
+            Ok(Command::Reserve(len)) => self.reserve(ticket, sqe, attachment, len),
+            Ok(Command::Report) => self.report(ticket, sqe, &attachment),
             Ok(Command::Deallocate(n)) => {
                 let len = n * nvm::RANGE_LEN;
                 self.transfer(ticket, sqe, Direction::FromHost, len, Pending::Ranges(attachment));
@@ -80,6 +86,9 @@ impl<T: Transport> Queue<T> {
     /// Flush with NSID FFFFFFFFh: every namespace, one after the other.
     fn flush_all(self: &Rc<Self>, ticket: Ticket) {
         let mut rest = self.local.namespaces();
+        if !rest.iter().all(|n| n.permits(&self.shared, NvmOpcode::Flush)) {
+            return self.end(ticket, Status::RESERVATION_CONFLICT.dnr().into());
+        }
         match rest.pop() {
             None => self.end(ticket, Reply::default()),
             Some(last) => {
@@ -93,7 +102,14 @@ impl<T: Transport> Queue<T> {
     }
 
     /// Asks the transport for a command's data.
-    fn transfer(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe, direction: Direction, len: usize, then: Pending) {
+    pub(super) fn transfer(
+        self: &Rc<Self>,
+        ticket: Ticket,
+        sqe: &Sqe,
+        direction: Direction,
+        len: usize,
+        then: Pending,
+    ) {
         self.stage(ticket, Stage::Data(then));
         let data = self.with_command(ticket, |c| self.transport.data(ticket, sqe, c, direction, len));
         match data {
@@ -132,21 +148,27 @@ impl<T: Transport> Queue<T> {
     }
 
     pub(super) fn data_is_there(self: &Rc<Self>, ticket: Ticket, sgl: Sgl) {
-        let (sqe, then) = {
+        let (sqe, then, preempted) = {
             let mut slots = self.slots.borrow_mut();
             let Some(slot) = slots.get(ticket) else { return };
             if !matches!(slot.stage, Stage::Data(_)) {
                 return;
             }
             let Stage::Data(then) = std::mem::replace(&mut slot.stage, Stage::Fetched) else { return };
-            (slot.sqe, then)
+            (slot.sqe, then, slot.preempted)
         };
         match then {
+            _ if preempted => self.end(ticket, Status::ABORTED_PREEMPT_AND_ABORT.dnr().into()),
             Pending::Blocks(attachment, blocks) => self.start(ticket, attachment, blocks, sgl),
             Pending::Ranges(attachment) => {
                 let mut list = vec![0; sgl.len()];
                 sgl.copy_out(0, &mut list);
                 self.deallocate(ticket, attachment, &list);
+            }
+            Pending::Reserve(attachment) => {
+                let mut bytes = vec![0; sgl.len()];
+                sgl.copy_out(0, &mut bytes);
+                self.change_reservation(ticket, &sqe, &attachment, &bytes);
             }
             Pending::ToHost(bytes) => {
                 sgl.copy_in(0, &bytes[..bytes.len().min(sgl.len())]);
@@ -184,6 +206,9 @@ impl<T: Transport> Queue<T> {
             && let Err(status) = self.check_again(&work)
         {
             return self.end(ticket, status.into());
+        }
+        if work.attachment.is_fenced() && !self.may_still(ticket, &work) {
+            return self.end(ticket, Status::RESERVATION_CONFLICT.dnr().into());
         }
         self.stage(ticket, Stage::Io(work));
         self.next_piece(ticket);
@@ -247,7 +272,7 @@ impl<T: Transport> Queue<T> {
     /// Ends a command; `lba` is where it failed, if that is known.
     fn release(self: &Rc<Self>, ticket: Ticket, reply: Reply, data: Sgl, lba: Option<u64>) {
         let Some(released) = self.slots.borrow_mut().release(ticket) else { return };
-        let Released { sqe, command, aborts, verified } = released;
+        let Released { sqe, command, aborts, verified, hold } = released;
         self.transport.complete(command, Completion { ticket, cid: sqe.cid, reply, data });
         if !reply.status.is_success() {
             self.note_failure(&sqe, reply.status, lba);
@@ -255,6 +280,7 @@ impl<T: Transport> Queue<T> {
         if reply.status.code() == Status::ABORT_REQUESTED {
             aborts.into_iter().for_each(AbortAnswer::aborted);
         }
+        drop(hold);
         if verified {
             self.next_verify();
         }
@@ -346,7 +372,10 @@ impl<T: Transport> Issuer for Queue<T> {
             io.request_mut().sgl = Sgl::empty();
             slot.io = Some(io);
             let Stage::Io(work) = &slot.stage else { return };
+            let preempted = slot.preempted;
             let failed = match result {
+                Ok(()) if preempted && work.has_more() => Some(Status::ABORTED_PREEMPT_AND_ABORT.dnr()),
+                Err(engine::IoError::Aborted) if preempted => Some(Status::ABORTED_PREEMPT_AND_ABORT.dnr()),
                 Ok(()) if self.closing.get() && work.has_more() => Some(Status::ABORTED_SQ_DELETION),
                 Ok(()) if !work.aborts.is_empty() && work.has_more() => Some(Status::ABORT_REQUESTED),
                 Ok(()) => None,

@@ -1,6 +1,7 @@
 //! The slots of a queue: made when they are first needed, used again for ever.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use engine::Io;
 use engine::mem::Sgl;
@@ -10,6 +11,7 @@ use super::Ticket;
 use crate::controller::AbortAnswer;
 use crate::namespace::Attachment;
 use crate::nvm::Blocks;
+use crate::subsystem::Hold;
 
 /// Where a command is on its way.
 #[derive(Default)]
@@ -35,6 +37,8 @@ pub(super) enum Pending {
     Blocks(Rc<Attachment>, Blocks),
     /// The data lists ranges to deallocate.
     Ranges(Rc<Attachment>),
+    /// The data goes with a command that changes the reservation.
+    Reserve(Rc<Attachment>),
     /// The bytes are copied into it, and the command has succeeded.
     ToHost(Vec<u8>),
     /// The controller takes the bytes.
@@ -69,6 +73,10 @@ pub(super) struct Slot<C> {
     /// When the I/O went to its volume, on the shard's clock.
     pub sent: u64,
     pub stage: Stage,
+    /// Preempt and Abort took the command back.
+    pub preempted: bool,
+    /// It waits for the command's end.
+    pub hold: Option<Arc<Hold>>,
     seq: u32,
 }
 
@@ -80,6 +88,8 @@ pub(super) struct Released<C> {
     pub aborts: Vec<AbortAnswer>,
     /// It was a Verify at work.
     pub verified: bool,
+    /// The Preempt and Abort that waits for its end.
+    pub hold: Option<Arc<Hold>>,
 }
 
 pub(super) struct Slots<C> {
@@ -107,7 +117,16 @@ impl<C> Slots<C> {
             Some(at) => at,
             None if self.all.len() < usize::from(self.depth) => {
                 let at = self.all.len() as u16;
-                self.all.push(Slot { sqe, command: None, io: None, sent: 0, stage: Stage::Free, seq: 0 });
+                self.all.push(Slot {
+                    sqe,
+                    command: None,
+                    io: None,
+                    sent: 0,
+                    stage: Stage::Free,
+                    preempted: false,
+                    hold: None,
+                    seq: 0,
+                });
                 at
             }
             None => return Err(command),
@@ -149,9 +168,10 @@ impl<C> Slots<C> {
             _ => (Vec::new(), false),
         };
         slot.stage = Stage::Free;
-        let sqe = slot.sqe;
+        slot.preempted = false;
+        let (sqe, hold) = (slot.sqe, slot.hold.take());
         self.free.push(ticket.slot);
-        Some(Released { sqe, command, aborts, verified })
+        Some(Released { sqe, command, aborts, verified, hold })
     }
 
     /// A command in flight with that identifier.
@@ -159,6 +179,25 @@ impl<C> Slots<C> {
         let found = |slot: &Slot<C>| slot.command.is_some() && slot.sqe.cid == cid;
         let (at, slot) = self.all.iter_mut().enumerate().find(|(_, slot)| found(slot))?;
         Some((Ticket { slot: at as u16, seq: slot.seq }, slot))
+    }
+
+    /// Marks the commands on a namespace for Preempt and Abort, and names those that are with its volume. Those that
+    /// wait for data never get there: they end when the data has come, since the host is sending it.
+    pub fn preempt(&mut self, attachment: &Rc<Attachment>, hold: &Arc<Hold>) -> Vec<u16> {
+        let mut at_work = Vec::new();
+        for (at, slot) in self.all.iter_mut().enumerate() {
+            let theirs = |other: &Rc<Attachment>| Arc::ptr_eq(&other.namespace, &attachment.namespace);
+            match &slot.stage {
+                Stage::Data(Pending::Blocks(of, _) | Pending::Ranges(of)) if theirs(of) => {}
+                Stage::Io(work) if theirs(&work.attachment) => {
+                    slot.hold = Some(hold.clone());
+                    at_work.push(at as u16);
+                }
+                _ => continue,
+            }
+            slot.preempted = true;
+        }
+        at_work
     }
 
     /// Commands that no volume has: they wait for data or for their controller.

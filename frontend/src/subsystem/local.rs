@@ -2,14 +2,26 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use engine::{Origin, Scope, Shard};
 
-use super::{Subsystem, View};
+use super::{Fence, Hold, HostId, Reservations, Subsystem, View};
 use crate::namespace::Attachment;
+
+/// A queue, as its subsystem knows it.
+pub(crate) trait Member {
+    /// Names its I/O.
+    fn origin(&self) -> Origin;
+
+    /// Whose it is.
+    fn host(&self) -> Option<HostId>;
+
+    /// Preempt and Abort: takes back what it has to do with that namespace, and keeps `hold` until that has ended.
+    fn preempt(self: Rc<Self>, attachment: &Rc<Attachment>, hold: &Arc<Hold>);
+}
 
 /// The half of a subsystem that lives on one shard.
 pub struct Local {
@@ -24,7 +36,7 @@ struct State {
     /// By ascending NSID.
     attached: Vec<Rc<Attachment>>,
     /// Queues that may have commands in flight.
-    origins: Vec<Origin>,
+    queues: Vec<(Origin, Weak<dyn Member>)>,
 }
 
 impl Local {
@@ -74,6 +86,7 @@ impl Local {
             }
             let mut before = std::mem::take(&mut state.attached);
             for namespace in &view.namespaces {
+                let Some(reservations) = view.reservations(namespace.nsid) else { continue };
                 let protection = view.protection(namespace.nsid);
                 let same = |a: &Rc<Attachment>| {
                     let promised = a.protection == protection && a.limits == namespace.volume.limits();
@@ -84,12 +97,12 @@ impl Local {
                 state.attached.push(match (kept, older.map(|at| before.swap_remove(at))) {
                     (Some(same), _) => same,
                     (None, Some(older)) => older.renewed(protection),
-                    (None, None) => Attachment::new(namespace.clone(), protection),
+                    (None, None) => Attachment::new(namespace.clone(), protection, reservations.clone()),
                 });
             }
             removed.append(&mut before);
             state.view = view;
-            state.origins.clone()
+            state.queues.iter().map(|(origin, _)| *origin).collect::<Vec<_>>()
         };
         for attachment in removed {
             if let Some(hold) = &gone {
@@ -108,11 +121,37 @@ impl Local {
         }
     }
 
-    pub(crate) fn enter(&self, origin: Origin) {
-        self.state.borrow_mut().origins.push(origin);
+    /// A namespace's reservation is another now, and commands of these hosts are to be aborted.
+    pub(super) fn reserved(
+        &self,
+        nsid: u32,
+        reservations: &Arc<Reservations>,
+        fence: (u64, Option<Arc<Fence>>),
+        abort: &[HostId],
+        hold: &Arc<Hold>,
+    ) {
+        let attachment = self.namespace(nsid);
+        let Some(attachment) = attachment.filter(|a| Arc::ptr_eq(&a.reservations, reservations)) else {
+            return;
+        };
+        attachment.set_fence(fence);
+        if abort.is_empty() {
+            return;
+        }
+        let queues: Vec<_> = self.state.borrow().queues.iter().filter_map(|(_, q)| q.upgrade()).collect();
+        for queue in queues {
+            if queue.host().is_some_and(|host| abort.contains(&host)) {
+                queue.preempt(&attachment, hold);
+            }
+        }
+    }
+
+    pub(crate) fn enter(&self, queue: &Rc<impl Member + 'static>) {
+        let member: Rc<dyn Member> = queue.clone();
+        self.state.borrow_mut().queues.push((queue.origin(), Rc::downgrade(&member)));
     }
 
     pub(crate) fn leave(&self, origin: Origin) {
-        self.state.borrow_mut().origins.retain(|o| *o != origin);
+        self.state.borrow_mut().queues.retain(|(o, _)| *o != origin);
     }
 }

@@ -1,6 +1,7 @@
 //! NVM subsystems: the control half, called from any thread.
 
 mod local;
+mod reservation;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -15,7 +16,11 @@ use nvme_proto::fabrics::CNTLID_MAX;
 use crate::controller::{Host, Shared};
 use crate::namespace::{Drain, Namespace, Protection};
 
+pub(crate) use local::Member;
+pub(crate) use reservation::{Answer, Ask, Command, Fence, Hold, Identity, Reservations};
+
 pub use local::Local;
+pub use reservation::{HostId, Persist, Stored};
 
 /// The largest NSID that a subsystem may be configured for.
 pub const MAX_NAMESPACES: u32 = 1024;
@@ -41,7 +46,7 @@ pub struct SubsystemConfig {
 }
 
 /// Why the control plane's wish cannot be granted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubsystemError {
     /// The NQN is not one.
     #[error("nqn is not a valid NVMe qualified name")]
@@ -70,6 +75,9 @@ pub enum SubsystemError {
     /// No controller identifier is left, or the subsystem closes.
     #[error("no controller identifier is left")]
     NoController,
+    /// What is kept of a namespace's reservations cannot be read.
+    #[error("reservations: {0}")]
+    Reservations(String),
 }
 
 /// What hosts see of a subsystem at one moment.
@@ -81,6 +89,8 @@ pub(crate) struct View {
     pub namespaces: Vec<Arc<Namespace>>,
     /// The namespaces that do not take writes, by NSID.
     protected: BTreeMap<u32, Protection>,
+    /// Of each namespace, by NSID.
+    reservations: BTreeMap<u32, Arc<Reservations>>,
 }
 
 impl View {
@@ -91,6 +101,11 @@ impl View {
     /// Whether a namespace takes writes.
     pub fn protection(&self, nsid: u32) -> Protection {
         self.protected.get(&nsid).copied().unwrap_or_default()
+    }
+
+    /// A namespace's reservations.
+    pub fn reservations(&self, nsid: u32) -> Option<&Arc<Reservations>> {
+        self.reservations.get(&nsid)
     }
 }
 
@@ -219,22 +234,44 @@ impl Subsystem {
         state.allowed_hosts.is_empty() || state.allowed_hosts.contains(hostnqn)
     }
 
-    /// Adds a namespace. Hosts are told when every shard has it.
+    /// Adds a namespace whose reservations end with the process. Hosts are told when every shard has it.
     ///
     /// # Errors
     /// The NSID is in use or out of range.
     pub fn add_namespace(self: &Arc<Self>, namespace: Namespace) -> Result<(), SubsystemError> {
+        self.add(namespace, None)
+    }
+
+    /// As [`Subsystem::add_namespace`], with the reservations that `persist` has kept, and keeps from now on.
+    ///
+    /// # Errors
+    /// As there, and what is kept cannot be read.
+    pub fn add_persistent_namespace(
+        self: &Arc<Self>,
+        namespace: Namespace,
+        persist: Arc<dyn Persist>,
+    ) -> Result<(), SubsystemError> {
+        self.add(namespace, Some(persist))
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        namespace: Namespace,
+        persist: Option<Arc<dyn Persist>>,
+    ) -> Result<(), SubsystemError> {
         let nsid = namespace.nsid;
         if nsid == 0 || nsid > self.max_namespaces {
             return Err(SubsystemError::NsidRange);
         }
+        let kept = Reservations::open(nsid, self, persist).map_err(SubsystemError::Reservations)?;
         let mut namespace = Some(Arc::new(namespace));
-        self.change(nsid, News::default(), |View { namespaces: all, .. }| {
+        self.change(nsid, News::default(), |View { namespaces: all, reservations, .. }| {
             match all.binary_search_by_key(&nsid, |n| n.nsid) {
                 Ok(_) => Err(SubsystemError::NsidInUse),
                 Err(at) => {
                     all.extend(namespace.take());
                     all[at..].rotate_right(1);
+                    reservations.insert(nsid, kept);
                     Ok(())
                 }
             }
@@ -249,8 +286,9 @@ impl Subsystem {
     pub fn remove_namespace(self: &Arc<Self>, nsid: u32) -> Result<Drain, SubsystemError> {
         let (hold, drain) = Drain::new();
         let news = News { gone: Some(hold), ..News::default() };
-        self.change(nsid, news, |View { namespaces: all, protected, .. }| {
+        self.change(nsid, news, |View { namespaces: all, protected, reservations, .. }| {
             let at = all.binary_search_by_key(&nsid, |n| n.nsid).map_err(|_| SubsystemError::NoNamespace)?;
+            reservations.remove(&nsid);
             all.remove(at);
             protected.remove(&nsid);
             Ok(())

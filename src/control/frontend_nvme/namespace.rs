@@ -44,6 +44,7 @@ impl Resource for NvmeNamespace {
             nguid: nguid(&spec.nguid)?,
             eui64: spec.eui64.to_be_bytes(),
             volume,
+            reservations: Some(site.registry.reservations(site.uuid)),
         };
         site.registry.plane().add_namespace(subsystem(site.name), &namespace)?;
         (spec.host_nsid, spec.uuid) = (nsid, uuid.to_string());

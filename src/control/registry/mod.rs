@@ -19,6 +19,7 @@ use super::locks::{Held, NameLocks};
 use super::names;
 use super::object::{Declared, Kind, Object};
 use super::plane::{DataPlane, Failure, PlaneError};
+use super::reservations::Keeper;
 use super::schema::Schema;
 use super::secret::Secret;
 use super::store::{Record, Store, StoreError};
@@ -68,7 +69,8 @@ impl Entry {
 /// All declared objects.
 pub(crate) struct Registry {
     plane: Arc<dyn DataPlane>,
-    store: Store,
+    store: Arc<Store>,
+    keeper: Keeper,
     objects: RwLock<BTreeMap<String, Arc<Entry>>>,
     locks: NameLocks,
     sequence: AtomicU64,
@@ -84,8 +86,11 @@ impl Registry {
     pub fn open(plane: Arc<dyn DataPlane>, store: Store, schema: Schema) -> Result<Self, StoreError> {
         let records = store.load()?;
         let last = records.last().map_or(0, |(_, record)| record.sequence);
+        store.retain_reservations(|uuid| records.iter().any(|(_, r)| r.uuid == uuid.as_bytes()))?;
+        let store = Arc::new(store);
         let registry = Registry {
             plane,
+            keeper: Keeper::new(&store)?,
             store,
             objects: RwLock::default(),
             locks: NameLocks::default(),
@@ -107,6 +112,11 @@ impl Registry {
     /// The data plane.
     pub fn plane(&self) -> &dyn DataPlane {
         &*self.plane
+    }
+
+    /// Keeps the reservations of a namespace with that identity.
+    pub fn reservations(&self, uuid: Uuid) -> Arc<dyn frontend::Persist> {
+        self.keeper.of(uuid)
     }
 
     /// The API's descriptors.
@@ -207,6 +217,12 @@ impl Registry {
             return Err(status);
         }
         self.write().remove(name);
+        if kind == Kind::Namespace {
+            // What stays all the same is forgotten at the next start.
+            if let Err(e) = self.store.keep_reservations(entry.uuid, None) {
+                tracing::warn!(object = name, "its reservations are still kept: {e}");
+            }
+        }
         tracing::info!(object = name, "deleted");
         self.release_unused(entry.uses());
         Ok(())
