@@ -63,6 +63,7 @@ impl Controller {
     /// A namespace came, went, or changed.
     pub(crate) fn namespace_changed(self: &Rc<Self>, nsid: u32) {
         self.note_namespace(nsid);
+        self.forget_mask(nsid);
         if self.events.borrow().configuration.nan() {
             self.raise(Event::NAMESPACES_CHANGED);
         }

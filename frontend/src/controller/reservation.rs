@@ -106,6 +106,13 @@ impl Controller {
         notices.count = 0;
     }
 
+    /// A namespace that is gone takes its mask along: another of its number begins without.
+    pub(super) fn forget_mask(&self, nsid: u32) {
+        if self.local().namespace(nsid).is_none() {
+            self.notices.borrow_mut().masks.remove(&nsid);
+        }
+    }
+
     /// Whether a Set or Get Features command is about a feature of this module.
     pub(super) fn has_reservation_feature(&self, sqe: &Sqe) -> bool {
         let fid = match sqe.admin() {

@@ -116,5 +116,9 @@ impl<T: Transport> Member for Queue<T> {
         for slot in at_work {
             attachment.revoke(Scope::Io(IoId { origin: self.origin, tag: slot.into() }));
         }
+        let queued = self.verifies.borrow().waiting_on(attachment);
+        for ticket in queued {
+            self.end(ticket, Status::ABORTED_PREEMPT_AND_ABORT.dnr().into());
+        }
     }
 }

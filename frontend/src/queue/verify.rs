@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use engine::mem::Buf;
 
@@ -19,6 +20,14 @@ const PIECE: usize = 128 << 10;
 pub(super) struct Verifies {
     busy: bool,
     waiting: VecDeque<(Ticket, Rc<Attachment>, Blocks)>,
+}
+
+impl Verifies {
+    /// Those that wait, on a namespace.
+    pub fn waiting_on(&self, attachment: &Attachment) -> Vec<Ticket> {
+        let there = |of: &Attachment| Arc::ptr_eq(&of.namespace, &attachment.namespace);
+        self.waiting.iter().filter(|(_, of, _)| there(of)).map(|(ticket, ..)| *ticket).collect()
+    }
 }
 
 impl<T: Transport> Queue<T> {

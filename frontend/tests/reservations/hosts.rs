@@ -64,6 +64,8 @@ impl Rig {
         let cqe = admin.connect(connect, &data(0xffff));
         assert!(cqe.status().is_success());
         admin.enable();
+        // Connections go to the shards in turn: so the I/O queues of different hosts are on different ones.
+        let _between = id.is_multiple_of(2).then(|| Host::open(self.addr, 0));
         let mut io = Host::open(self.addr, 0);
         let connect = Connect { recfmt: 0, qid: 1, sqsize_z: 127, cattr, kato: 0 };
         assert!(io.connect(connect, &data(cqe.dw0 as u16)).status().is_success());
@@ -100,6 +102,16 @@ impl Drop for Rig {
 pub enum Actor {
     Tcp(Box<Host>, Box<Host>),
     Pcie(Box<Client>, Queue),
+}
+
+pub fn until(mut done: impl FnMut() -> bool) {
+    for _ in 0..20_000 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("it never came");
 }
 
 /// A place for a short command's data.

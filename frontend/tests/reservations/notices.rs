@@ -2,7 +2,7 @@
 
 use nvme_proto::Sqe;
 
-use crate::hosts::{Actor, Rig};
+use crate::hosts::{Actor, Rig, until};
 use crate::{CONFLICT, INVALID, SUCCESS};
 
 /// Waits until a host has that many notifications, and gives the oldest: LPC, RNLPT, NALP and NSID.
@@ -87,6 +87,13 @@ fn masks_are_a_controllers_own() {
     assert_eq!(a.acquire(1, 3, 1, 2), SUCCESS);
     // The first would have come before the second.
     assert_eq!(notice(&mut b, false, 0), (1, 1, 0, 1));
+    assert!(rig.subsystem.remove_namespace(1).unwrap().wait(std::time::Duration::from_secs(10)));
+    // The news of it, which comes after it.
+    let changed = Sqe { opc: 2, cdw10: 4 | 1 << 15 | 15 << 16, ..Sqe::default() };
+    until(|| b.admin(changed, &[], 64).2[..4] != [0; 4]);
+    rig.subsystem.add_namespace(crate::common::namespace(1, 512, 1 << 20)).unwrap();
+    until(|| get(&mut b, 1, 0).0 == SUCCESS);
+    assert_eq!(get(&mut b, 1, 0), (SUCCESS, 0), "another namespace");
 }
 
 #[test]

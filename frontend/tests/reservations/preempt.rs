@@ -13,20 +13,10 @@ use nvme_proto::{Sqe, Status};
 
 use crate::common::stall::Stall;
 use crate::common::{Host, rw};
-use crate::hosts::{Actor, Rig};
+use crate::hosts::{Actor, Rig, until};
 use crate::{CONFLICT, SUCCESS};
 
 const NSID: u32 = 7;
-
-fn until(mut done: impl FnMut() -> bool) {
-    for _ in 0..20_000 {
-        if done() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    panic!("it never came");
-}
 
 /// Registers with a key in NSID 7.
 fn register(host: &mut Actor, key: u64) {
@@ -99,6 +89,69 @@ fn commands_of_the_preempted_end_before_the_preemption() {
     }
 }
 
+/// Sends a write of 16 KiB at block 64, and gives what the target asks.
+fn ask_to_write(host: &mut Actor, data: &[u8]) -> R2t {
+    let Actor::Tcp(_, io) = host else { unreachable!() };
+    let mut sqe = Sqe { cid: 500, ..rw(1, 64, data.len()) };
+    sqe.set_sgl(SglDescriptor::transport(data.len() as u32));
+    let capsule = io.capsule(sqe, &[]);
+    io.send(&capsule);
+    let pdu = io.receive().unwrap();
+    assert_eq!(pdu.ch.pdu_type, PduType::R2t);
+    pdu.read()
+}
+
+/// Sends what was asked for, and gives the write's status.
+fn write_asked(host: &mut Actor, r2t: &R2t, data: &[u8]) -> Status {
+    let Actor::Tcp(_, io) = host else { unreachable!() };
+    for bytes in io.h2c(r2t, data, 8192) {
+        io.send(&bytes);
+    }
+    let answer = io.receive().unwrap();
+    assert_eq!(answer.ch.pdu_type, PduType::CapsuleResp);
+    answer.read::<CapsuleResp>().cqe.status().code()
+}
+
+#[test]
+fn a_namespace_that_changes_meanwhile_is_fenced_all_the_same() {
+    let rig = Rig::new("resv-renewed");
+    let (mut winner, mut loser) = (rig.pcie_as(1), rig.tcp(2));
+    let data = vec![0xee; 16384];
+    let r2t = ask_to_write(&mut loser, &data);
+    for protection in [1, 0] {
+        let set = Sqe { opc: 9, nsid: 1, cdw10: 0x84, cdw11: protection, ..Sqe::default() };
+        assert_eq!(winner.admin(set, &[], 0).0, SUCCESS);
+    }
+    assert_eq!((winner.register(0, 0, 1), winner.acquire(0, 1, 1, 0)), (SUCCESS, SUCCESS));
+    assert_eq!(write_asked(&mut loser, &r2t, &data), CONFLICT);
+}
+
+#[test]
+fn verifies_that_wait_are_aborted_with_the_one_at_work() {
+    let rig = Rig::new("resv-verify");
+    let volume = stalled(&rig, true);
+    let (mut winner, mut loser) = (rig.pcie_as(1), rig.tcp(2));
+    register(&mut winner, 1);
+    register(&mut loser, 2);
+    let Actor::Tcp(_, io) = &mut loser else { unreachable!() };
+    for cid in 100..103 {
+        let mut sqe = Sqe { cid, opc: 0x0c, nsid: NSID, ..rw(2, 0, 512) };
+        sqe.set_sgl(SglDescriptor::transport(0));
+        let capsule = io.capsule(sqe, &[]);
+        io.send(&capsule);
+    }
+    until(|| volume.held() == 1);
+    // The others are behind it on the same connection: so they have come when this has.
+    assert_eq!(io.run(rw(2, 0, 512), &[], 512).0.status(), SUCCESS);
+    let (sqe, data) = acquire(2, 1, 2);
+    assert_eq!(winner.io(sqe, data.as_bytes(), 0).0, SUCCESS);
+    let Actor::Tcp(_, io) = &mut loser else { unreachable!() };
+    for _ in 0..3 {
+        assert_eq!(io.complete(&[]).0.status().code(), Status::ABORTED_PREEMPT_AND_ABORT);
+    }
+    assert_eq!(volume.held(), 0);
+}
+
 #[test]
 fn a_write_whose_data_is_on_its_way_never_lands() {
     let rig = Rig::new("resv-r2t");
@@ -106,21 +159,10 @@ fn a_write_whose_data_is_on_its_way_never_lands() {
     for action in [1, 2] {
         assert_eq!((winner.register(0, 0, 1), loser.register(0, 0, 2)), (SUCCESS, SUCCESS));
         assert_eq!(loser.acquire(0, 1, 2, 0), SUCCESS);
-        let Actor::Tcp(_, io) = &mut loser else { unreachable!() };
         let data = vec![0xee; 16384];
-        let mut sqe = Sqe { cid: 500, ..rw(1, 64, data.len()) };
-        sqe.set_sgl(SglDescriptor::transport(data.len() as u32));
-        let capsule = io.capsule(sqe, &[]);
-        io.send(&capsule);
-        let pdu = io.receive().unwrap();
-        assert_eq!(pdu.ch.pdu_type, PduType::R2t);
+        let r2t = ask_to_write(&mut loser, &data);
         assert_eq!(winner.acquire(action, 1, 1, 2), SUCCESS);
-        for bytes in io.h2c(&pdu.read::<R2t>(), &data, 8192) {
-            io.send(&bytes);
-        }
-        let answer = io.receive().unwrap();
-        assert_eq!(answer.ch.pdu_type, PduType::CapsuleResp);
-        let status = answer.read::<CapsuleResp>().cqe.status().code();
+        let status = write_asked(&mut loser, &r2t, &data);
         assert_eq!(status, if action == 1 { CONFLICT } else { Status::ABORTED_PREEMPT_AND_ABORT });
         let (status, read) = winner.io(rw(2, 64, 4096), &[], 4096);
         assert!(status == SUCCESS && read.iter().all(|b| *b == 0));
