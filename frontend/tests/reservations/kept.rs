@@ -14,8 +14,9 @@ use crate::{CONFLICT, SUCCESS};
 const CLEAR: u32 = 2 << 30;
 const SET: u32 = 3 << 30;
 
+/// What outlives a rig.
 #[derive(Default)]
-struct Disk {
+pub struct Disk {
     kept: Mutex<Option<Vec<u8>>>,
     fails: AtomicBool,
     stores: AtomicUsize,
@@ -29,7 +30,7 @@ impl Persist for Shared {
     fn store(&self, state: Option<Vec<u8>>, done: Stored) {
         let me = self.0.clone();
         std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(std::time::Duration::from_millis(1));
             me.stores.fetch_add(1, Ordering::SeqCst);
             if me.fails.load(Ordering::SeqCst) {
                 // As a disk that is gone: nobody tells.
@@ -44,11 +45,11 @@ impl Persist for Shared {
 /// The disk that a rig has, and the test looks at too.
 struct Shared(Arc<Disk>);
 
-fn disk() -> Arc<Disk> {
+pub fn disk() -> Arc<Disk> {
     Arc::default()
 }
 
-fn rig(name: &str, disk: &Arc<Disk>) -> Rig {
+pub fn rig(name: &str, disk: &Arc<Disk>) -> Rig {
     Rig::with(name, Some(Arc::new(Shared(disk.clone()))))
 }
 

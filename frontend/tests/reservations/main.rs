@@ -104,8 +104,10 @@ fn a_controller_says_what_it_can() {
 #[test]
 fn a_host_without_an_identifier_has_no_part() {
     let rig = Rig::new("resv-nobody");
-    let mut host = rig.pcie();
     let nobody = Status::HOST_ID_NOT_INITIALIZED;
+    let mut zero = rig.tcp(0);
+    assert_eq!((zero.register(0, 0, 1), zero.write()), (nobody, SUCCESS), "HOSTID 0");
+    let mut host = rig.pcie();
     assert_eq!(host.register(0, 0, 1), nobody);
     assert_eq!(host.acquire(0, 1, 0, 0), nobody);
     assert_eq!(host.release(0, 1, 0), nobody);

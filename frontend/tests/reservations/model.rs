@@ -1,8 +1,8 @@
-//! Random reservation commands of three hosts, one of them on vfio-user, against a plain model.
+//! Random reservation commands of three hosts, one of them on vfio-user, and restarts, against a plain model.
 
 use nvme_proto::Status;
 
-use crate::hosts::Rig;
+use crate::kept::{disk, rig};
 
 const CONFLICT: Status = Status::RESERVATION_CONFLICT;
 
@@ -25,6 +25,7 @@ struct Model {
     /// By host, with when each came.
     keys: [Option<(u64, u64)>; 3],
     clock: u64,
+    persists: bool,
 }
 
 impl Model {
@@ -60,7 +61,19 @@ impl Model {
         }
     }
 
-    fn register(&mut self, host: usize, action: u32, ignore: bool, old: u64, new: u64) -> Status {
+    /// The process ends, and another begins.
+    fn restart(&mut self) {
+        if !self.persists {
+            *self = Model::default();
+        }
+    }
+
+    /// `cdw10` has the action, IEKEY in bit 3 and CPTPL in bits 31 and 30.
+    fn register(&mut self, host: usize, cdw10: u32, old: u64, new: u64) -> Status {
+        let (action, ignore, change) = (cdw10 & 7, cdw10 & 8 != 0, cdw10 >> 30);
+        if change == 1 {
+            return Status::INVALID_FIELD;
+        }
         let matches = self.keys[host].is_some() && (ignore || self.key(host) == Some(old));
         match (action, self.key(host)) {
             (0 | 2, _) if new == 0 => return Status::INVALID_FIELD,
@@ -73,6 +86,7 @@ impl Model {
             _ => return Status::INVALID_FIELD,
         }
         self.generation += 1;
+        self.persists = change == 3 || change == 0 && self.persists;
         Status::SUCCESS
     }
 
@@ -131,8 +145,9 @@ impl Model {
 
 #[test]
 fn random_commands_of_three_hosts_do_what_a_plain_model_does() {
-    let rig = Rig::new("resv-model");
-    let mut hosts = [rig.tcp(1), rig.tcp(2), rig.pcie_as(3)];
+    let disk = disk();
+    let mut house = rig("resv-model", &disk);
+    let mut hosts = [house.tcp(1), house.tcp(2), house.pcie_as(3)];
     let mut model = Model::default();
     let mut x = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = move |below: u64| {
@@ -142,16 +157,25 @@ fn random_commands_of_three_hosts_do_what_a_plain_model_does() {
         x % below
     };
     let mut reached = [0; 7];
-    for step in 0..800 {
+    let mut kept = 0;
+    for step in 0..1200 {
+        if step % 40 == 39 {
+            kept += usize::from(model.persists && model.rtype != 0);
+            model.restart();
+            drop((hosts, house));
+            house = rig("resv-model", &disk);
+            hosts = [house.tcp(1), house.tcp(2), house.pcie_as(3)];
+        }
         let host = random(3) as usize;
         // The right key, more often than not.
         let old = if random(4) == 0 { random(4) } else { model.key(host).unwrap_or(1) };
         let (rtype, other) = (random(8), random(4));
         let (got, want) = match random(14) {
             0..=3 => {
-                let (action, ignore) = (random(4) as u32, random(4) == 0);
-                let got = hosts[host].register(action | u32::from(ignore) << 3, old, other);
-                (got, model.register(host, action, ignore, old, other))
+                let action = [0, 0, 0, 2, 2, 1, 3][random(7) as usize];
+                let ignore = u32::from(random(4) == 0);
+                let cdw10 = action | ignore << 3 | (random(4) as u32) << 30;
+                (hosts[host].register(cdw10, old, other), model.register(host, cdw10, old, other))
             }
             4..=12 => {
                 let action = random(4) as u32;
@@ -189,7 +213,8 @@ fn random_commands_of_three_hosts_do_what_a_plain_model_does() {
             })
             .collect();
         assert_eq!((report.generation, report.rtype), (model.generation, model.rtype as u8), "step {step}");
+        assert_eq!(report.ptpls, u8::from(model.persists), "step {step}");
         assert_eq!(report.registrants, want, "step {step}");
     }
-    assert!(reached.iter().all(|n| *n > 10), "{reached:?}");
+    assert!(reached.iter().all(|n| *n > 10) && kept > 3, "{reached:?}, {kept}");
 }
