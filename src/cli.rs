@@ -104,6 +104,9 @@ pub struct Serve {
         value_name = "KINDS"
     )]
     pub doorbells: Vec<Doorbells>,
+    /// Other NVMe/TCP discovery services, `ADDRESS:PORT`, that the discovery service here refers hosts to.
+    #[arg(long, env = "ISTHMUS_REFERRALS", value_delimiter = ',', value_name = "ADDRESSES")]
+    pub referrals: Vec<SocketAddr>,
     /// End when the process that started this one ends.
     #[arg(long, hide = true)]
     pub die_with_parent: bool,

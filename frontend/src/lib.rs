@@ -22,5 +22,5 @@ pub use queue::{
     AdminQueue, Completion, Data, Direction, Outcome, Queue, QueueConfig, Reply, Ticket, Transport,
 };
 pub use subsystem::{
-    HostId, Local, MAX_NAMESPACES, Persist, Stored, Subsystem, SubsystemConfig, SubsystemError,
+    HostId, Local, MAX_NAMESPACES, Mask, Persist, Stored, Subsystem, SubsystemConfig, SubsystemError, Viewer,
 };

@@ -11,7 +11,7 @@ use engine::{ChannelRef, Limits, Scope, Shard, Volume};
 use nvme_proto::opcode::NvmOpcode;
 
 use crate::controller::Shared;
-use crate::subsystem::{Fence, Reservations};
+use crate::subsystem::{Fence, Mask, Reservations};
 
 /// One namespace of a subsystem.
 pub struct Namespace {
@@ -84,6 +84,8 @@ pub struct Attachment {
     pub(crate) reservations: Arc<Reservations>,
     /// The same for this and those that it was renewed from.
     guard: Rc<Guard>,
+    /// Who sees it.
+    pub(crate) mask: Mask,
     channel: OnceCell<ChannelRef>,
     /// New commands use this one.
     current: Cell<bool>,
@@ -95,16 +97,18 @@ impl Attachment {
     pub(crate) fn new(
         namespace: Arc<Namespace>,
         protection: Protection,
+        mask: Mask,
         reservations: Arc<Reservations>,
     ) -> Rc<Self> {
         let fence = reservations.fence();
         let guard = Guard { fenced: Cell::new(fence.1.is_some()), fence: RefCell::new(fence) };
-        Self::make(namespace, protection, reservations, Rc::new(guard), Rc::default())
+        Self::make(namespace, protection, mask, reservations, Rc::new(guard), Rc::default())
     }
 
     fn make(
         namespace: Arc<Namespace>,
         protection: Protection,
+        mask: Mask,
         reservations: Arc<Reservations>,
         guard: Rc<Guard>,
         gone: Rc<OnceCell<Sender<Infallible>>>,
@@ -118,6 +122,7 @@ impl Attachment {
             protection,
             reservations,
             guard,
+            mask,
             channel: OnceCell::new(),
             current: Cell::new(true),
             gone,
@@ -125,10 +130,10 @@ impl Attachment {
     }
 
     /// The same with the limits that the volume has now, for commands to come.
-    pub(crate) fn renewed(&self, protection: Protection) -> Rc<Self> {
+    pub(crate) fn renewed(&self, protection: Protection, mask: Mask) -> Rc<Self> {
         let (namespace, reservations) = (self.namespace.clone(), self.reservations.clone());
-        let new =
-            Attachment::make(namespace, protection, reservations, self.guard.clone(), self.gone.clone());
+        let (guard, gone) = (self.guard.clone(), self.gone.clone());
+        let new = Attachment::make(namespace, protection, mask, reservations, guard, gone);
         self.current.set(false);
         if let Some(channel) = self.channel.get() {
             let _ = new.channel.set(channel.clone());

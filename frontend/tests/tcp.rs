@@ -86,7 +86,7 @@ fn a_controller_is_what_linux_needs() {
     admin.enable();
     let id = IdentifyController::read_from_bytes(&identify(&mut admin, 1, 0)).unwrap();
     assert_eq!(id.cntlid, cntlid);
-    assert_eq!(id.ioccsz, (64 + 8192) / 16, "a write of 8 KiB goes in its capsule");
+    assert_eq!(id.ioccsz, (64 + 16384) / 16, "a write of 16 KiB goes in its capsule");
     assert_eq!((id.iorcsz, id.icdoff, id.mdts), (1, 0, 8));
     assert!(id.sgls.offset() && id.sgls.transport() && id.kas > 0 && id.maxcmd >= 128);
     assert_eq!(&id.subnqn[..SUBNQN.len()], SUBNQN.as_bytes());

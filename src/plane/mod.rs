@@ -9,6 +9,7 @@ mod tests;
 mod volumes;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +42,8 @@ pub struct Settings {
     pub socket_group: Option<u32>,
     /// Doorbells of vfio-user controllers by the port that they are on; at least one.
     pub doorbells: Vec<Doorbells>,
+    /// Discovery services that the target's own refers hosts to.
+    pub referrals: Vec<SocketAddr>,
 }
 
 /// The data plane of this process.
@@ -70,6 +73,7 @@ impl Plane {
         }
         let target = Target::new(shards, TargetConfig::default())
             .map_err(|e| PlaneError::new(Failure::Internal, format!("discovery service: {e}")))?;
+        target.set_referrals(settings.referrals.clone());
         Ok(Plane {
             settings,
             shards: shards.to_vec(),

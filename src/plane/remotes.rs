@@ -90,15 +90,14 @@ impl RemoteEntry {
     }
 
     fn initiator(&self, remote: &str, path: &PathConfig) -> PlaneResult<nvme_tcp::Config> {
-        if path.source.is_some() || path.source_port.is_some() {
-            return refuse(
-                Failure::Unsupported,
-                "the local address of a path cannot be chosen in this version",
-            );
+        if path.source_port.is_some() {
+            let why = "a path has several connections, which cannot share the local port source_trsvcid";
+            return refuse(Failure::Unsupported, why);
         }
         let (subnqn, hostnqn) = (nqn("subnqn", &path.subnqn)?, nqn("hostnqn", &path.hostnqn)?);
         let defaults = nvme_tcp::Config::new(remote, path.address, subnqn, hostnqn, path.hostid);
         Ok(nvme_tcp::Config {
+            source: path.source,
             io_queues: self.config.io_queues.unwrap_or(0),
             queue_size: self.config.queue_size.unwrap_or(defaults.queue_size),
             hdgst: self.config.hdgst,

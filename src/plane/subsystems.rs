@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use engine::Volume;
-use frontend::tcp::Target;
+use frontend::tcp::{MAX_IO_QUEUES, Target};
 use frontend::vfio_user::{Handle, Options, Server, socket_path};
 use frontend::{Drain, MAX_NAMESPACES, Namespace, Subsystem};
 use nvme_proto::nqn::DISCOVERY_NQN;
@@ -111,12 +111,6 @@ impl Plane {
                         "over TCP each association gets a controller identifier of its own",
                     );
                 }
-                if config.io_queues.is_some() {
-                    return refuse(
-                        Failure::Unsupported,
-                        "the number of queues over TCP cannot be chosen in this version",
-                    );
-                }
                 let shared = |e: &&Exposed| matches!(e, Exposed::Tcp(other) if *other == address);
                 if controllers.values().any(|e| shared(&e)) {
                     return refuse(
@@ -124,7 +118,9 @@ impl Plane {
                         format!("subsystem {subsystem} is shown at {address} already"),
                     );
                 }
-                let listening = self.target.listen(address, &entry.subsystem).map_err(system(address))?;
+                let queues = config.io_queues.unwrap_or(MAX_IO_QUEUES);
+                let listening =
+                    self.target.listen_with(address, &entry.subsystem, queues).map_err(system(address))?;
                 (Exposed::Tcp(listening), None)
             }
             Endpoint::Pcie { port, further } => {

@@ -23,6 +23,7 @@ impl House {
             socket_mode: 0o600,
             socket_group: None,
             doorbells: vec![Doorbells::Trapped, Doorbells::Mapped],
+            referrals: Vec::new(),
         };
         std::fs::create_dir(dir.path().join("aio")).unwrap();
         let plane = Plane::new(settings, shards.handles()).unwrap();
@@ -229,7 +230,8 @@ fn a_remote_controller_has_one_path_and_then_its_namespaces() {
     house.subsystem("far");
     house.show("far", plane.malloc(4096, 16).unwrap());
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    plane.add_controller("far", "tcp", &controller(Endpoint::Tcp(port))).unwrap();
+    let few = ControllerConfig { io_queues: Some(1), ..controller(Endpoint::Tcp(port)) };
+    plane.add_controller("far", "tcp", &few).unwrap();
 
     plane
         .create_remote("remote", &RemoteConfig { hdgst: true, ddgst: true, ..RemoteConfig::default() })
@@ -241,9 +243,11 @@ fn a_remote_controller_has_one_path_and_then_its_namespaces() {
         subnqn: "nqn.2024-01.com.example:far".into(),
         hostnqn: "nqn.2024-01.com.example:near".into(),
         hostid: [4; 16],
-        source: None,
+        source: Some([127, 0, 0, 9].into()),
         source_port: None,
     };
+    let one_port = PathConfig { source_port: Some(4421), ..path.clone() };
+    assert_eq!(failure(plane.add_path("remote", "path", &one_port)), Failure::Unsupported);
     plane.add_path("remote", "path", &path).unwrap();
     assert_eq!(failure(plane.add_path("remote", "path", &path)), Failure::Exists);
     assert_eq!(failure(plane.add_path("remote", "path2", &path)), Failure::Unsupported);

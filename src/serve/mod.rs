@@ -112,6 +112,7 @@ fn settings(args: &Serve) -> anyhow::Result<plane::Settings> {
         socket_mode: args.socket_mode,
         socket_group: args.socket_group.as_deref().map(group).transpose()?,
         doorbells: args.doorbells.iter().copied().map(doorbells).collect(),
+        referrals: args.referrals.clone(),
     })
 }
 

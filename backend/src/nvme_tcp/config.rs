@@ -1,6 +1,6 @@
 //! What the control plane says of a remote controller.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use nvme_proto::Nqn;
@@ -25,6 +25,8 @@ pub struct Config {
     pub name: String,
     /// TRADDR and TRSVCID.
     pub address: SocketAddr,
+    /// HOST_TRADDR: the local address that all connections come from, of the family of [`Config::address`].
+    pub source: Option<IpAddr>,
     /// SUBNQN.
     pub subnqn: Nqn,
     /// HOSTNQN.
@@ -65,6 +67,7 @@ impl Config {
         Config {
             name: name.into(),
             address,
+            source: None,
             subnqn,
             hostnqn,
             hostid,

@@ -1,13 +1,14 @@
 //! From nothing to a connection that may carry PDUs (NVMe/TCP Transport 1.1, 3.2.1).
 
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 
 use engine::Shard;
 use engine::mem::Buf;
 use engine::ring::{Fd, RingOp};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType, send, setsockopt, shutdown, socket,
-    sockopt,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, send,
+    setsockopt, shutdown, socket, sockopt,
 };
 use nvme_proto::tcp::{CommonHdr, PduType, TermReq};
 use nvme_proto::zerocopy::{FromZeros, IntoBytes};
@@ -31,6 +32,10 @@ pub(super) async fn dial(shard: &Shard, config: &Config) -> Result<(Fd, Agreed),
         let _ = setsockopt(&fd, sockopt::KeepAlive, &true);
         let _ = setsockopt(&fd, sockopt::TcpKeepIdle, &seconds);
         let _ = setsockopt(&fd, sockopt::TcpKeepInterval, &1);
+    }
+    if let Some(source) = config.source {
+        let local = SockaddrStorage::from(SocketAddr::new(source, 0));
+        bind(fd.as_raw_fd(), &local).map_err(|e| Reason::socket("bind", &e.into()))?;
     }
     let fd = Fd::new(fd);
     let mut hang = Hang(Some(fd.clone()));
@@ -87,26 +92,46 @@ pub(super) fn terminate(fd: &Fd, violation: &Violation) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
     use std::sync::{Arc, mpsc};
 
     use engine::{Config as ShardConfig, Shards};
 
-    use super::super::tests::{Manner, Target, config};
-    use super::dial;
+    use nix::sys::socket::{SockaddrStorage, getsockname};
 
-    #[test]
-    fn a_socket_has_one_owner() {
-        let target = Target::start(Manner::default());
+    use super::super::config::Config;
+    use super::super::tests::{Manner, Target, config};
+    use super::*;
+
+    fn dialled(config: Config) -> Result<(Fd, Agreed), Reason> {
         let shards = Shards::start(&ShardConfig::default()).unwrap();
-        let config = config(&target);
         let (tx, rx) = mpsc::channel();
         shards.handles()[0].run(move |shard| {
             let here = shard.clone();
             shard.spawn(async move { drop(tx.send(dial(&here, &config).await)) }).detach();
         });
-        let (fd, agreed) = rx.recv().unwrap().unwrap();
+        let dialled = rx.recv().unwrap();
+        shards.stop();
+        dialled
+    }
+
+    #[test]
+    fn a_socket_has_one_owner() {
+        let target = Target::start(Manner::default());
+        let (fd, agreed) = dialled(config(&target)).unwrap();
         assert_eq!(agreed.max_h2c_data, 128 << 10);
         assert_eq!(Arc::strong_count(&fd), 1);
-        shards.stop();
+    }
+
+    #[test]
+    fn connections_come_from_the_address_that_is_asked_for() {
+        let target = Target::start(Manner::default());
+        let source = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 77));
+        let (fd, _) = dialled(Config { source: Some(source), ..config(&target) }).unwrap();
+        let local: SockaddrStorage = getsockname(fd.as_raw_fd()).unwrap();
+        assert_eq!(local.as_sockaddr_in().map(|local| IpAddr::V4(local.ip())), Some(source));
+        // One that this machine does not have.
+        let elsewhere = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+        assert!(dialled(Config { source: Some(elsewhere), ..config(&target) }).is_err());
     }
 }

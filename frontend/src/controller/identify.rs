@@ -11,9 +11,11 @@ use nvme_proto::register::Vs;
 use nvme_proto::zerocopy::{FromZeros, IntoBytes};
 use nvme_proto::{Sqe, Status};
 
+use super::keep_alive::KAS;
 use super::{Controller, MAX_TRANSFER};
 use crate::namespace::{Attachment, Protection};
 use crate::nvm::VERIFY_MAX;
+use crate::subsystem::Viewer;
 
 /// ACL and AERL, zero-based; ELPE, zero-based: entries that the error log keeps.
 pub(super) const ABORTS_Z: u8 = 3;
@@ -52,7 +54,7 @@ impl Controller {
         }
         Ok(match cdw10.cns() {
             Cns::Controller => self.identify_controller().as_bytes().to_vec(),
-            // Every namespace that is allocated is attached to every controller.
+            // Every namespace that is allocated is attached to every controller that may know of it.
             Cns::Namespace | Cns::AllocatedNamespace => match self.known(sqe.nsid)? {
                 Some(attachment) => identify_namespace(&attachment).as_bytes().to_vec(),
                 None => vec![0; IDENTIFY_LEN],
@@ -77,11 +79,14 @@ impl Controller {
             Cns::IndependentNamespace => independent(&*self.active(sqe.nsid)?).as_bytes().to_vec(),
             Cns::AttachedControllers if sqe.nsid == NSID_ALL => return Err(Status::INVALID_FIELD),
             Cns::AttachedControllers => match self.known(sqe.nsid)? {
-                Some(_) => self.controllers(cdw10.cntid()),
+                Some(_) => {
+                    let view = self.local.subsystem().view();
+                    self.controllers(cdw10.cntid(), |viewer| view.shows(sqe.nsid, viewer))
+                }
                 None => vec![0; IDENTIFY_LEN],
             },
             Cns::CommandSets => self.command_sets(cdw10.cntid())?,
-            Cns::Controllers => self.controllers(cdw10.cntid()),
+            Cns::Controllers => self.controllers(cdw10.cntid(), |_| true),
             _ => return Err(Status::INVALID_FIELD),
         })
     }
@@ -124,11 +129,13 @@ impl Controller {
         Ok(list)
     }
 
-    fn controllers(&self, from: u16) -> Vec<u8> {
+    /// The controllers from that identifier on that have one of these views.
+    fn controllers(&self, from: u16, which: impl Fn(&Viewer) -> bool) -> Vec<u8> {
         let mut list = ControllerList::new_zeroed();
-        let ids = self.local.subsystem().controllers();
-        for (to, id) in list.cntlids.iter_mut().zip(ids.iter().map(|c| c.cntlid()).filter(|id| *id >= from)) {
-            *to = id;
+        let mut all = self.local.subsystem().controllers();
+        all.retain(|c| c.cntlid() >= from && which(&c.viewer()));
+        for (to, controller) in list.cntlids.iter_mut().zip(&all) {
+            *to = controller.cntlid();
             list.numid = list.numid.saturating_add(1);
         }
         list.as_bytes().to_vec()
@@ -176,8 +183,7 @@ impl Controller {
         id.sgls =
             Sgls::new().with_support(1).with_offset(fabrics).with_transport(fabrics).with_longer(fabrics);
         if fabrics {
-            // In 100 ms.
-            id.kas = 10;
+            id.kas = KAS;
             id.ioccsz = self.config.ioccsz;
             id.iorcsz = 1;
             id.msdbd = 1;

@@ -8,6 +8,9 @@ use engine::{OnTimer, TimerId};
 
 use super::Controller;
 
+/// KAS: the granularity of KATO, in 100 ms.
+pub(super) const KAS: u16 = 10;
+
 /// How long the host may be silent, and the timer that looks.
 #[derive(Default)]
 pub(super) struct KeepAlive {
@@ -22,9 +25,11 @@ impl Controller {
         self.keep_alive.kato.get()
     }
 
-    /// Sets KATO, in Connect or by Set Features: the time begins anew.
+    /// Sets KATO, in Connect or by Set Features, rounded up as [`KAS`] has it: the time begins anew.
     pub(super) fn set_kato(self: &Rc<Self>, kato: u32) {
         self.stop_keep_alive();
+        let granularity = u32::from(KAS) * 100;
+        let kato = kato.div_ceil(granularity).saturating_mul(granularity);
         self.keep_alive.kato.set(kato);
         if kato != 0 && self.config.fabrics {
             let timer = self.local.shard().timer(Duration::from_millis(kato.into()), self.clone(), 0);

@@ -19,7 +19,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::subsystem::{Local, Subsystem, SubsystemError};
+use crate::subsystem::{Local, Seen, Subsystem, SubsystemError};
 use abort::Aborts;
 use engine::{Shard, VolumeStats};
 use events::Events;
@@ -115,7 +115,7 @@ pub trait Port {
 /// One NVMe controller.
 pub struct Controller {
     shared: Arc<Shared>,
-    local: Rc<Local>,
+    local: Seen,
     config: Config,
     port: Box<dyn Port>,
     registers: RefCell<Registers>,
@@ -147,7 +147,7 @@ impl Controller {
             Arc::new(Shared::new(cntlid, subsystem.clone(), host, home, config.max_io_queues, stats))
         })?;
         let controller = Rc::new(Controller {
-            local: Local::of(subsystem, shard),
+            local: Seen::new(&Local::of(subsystem, shard), shared.viewer()),
             config,
             port,
             registers: RefCell::default(),
@@ -173,7 +173,7 @@ impl Controller {
 
     /// The subsystem on the home shard.
     pub fn local(&self) -> &Rc<Local> {
-        &self.local
+        self.local.local()
     }
 
     /// How it was made.

@@ -9,7 +9,7 @@ use nvme_proto::{Nqn, Status};
 
 use super::errors::ErrorLog;
 use super::{AbortAnswer, Controller};
-use crate::subsystem::{HostId, Identity, Subsystem};
+use crate::subsystem::{HostId, Identity, Subsystem, Viewer};
 use nvme_proto::log::ReservationNotificationType;
 
 /// Who is at the other end of a fabrics controller.
@@ -128,6 +128,11 @@ impl Shared {
     /// Something happened to a reservation that the host is to hear of.
     pub(crate) fn reservation_notice(self: &Arc<Self>, nsid: u32, notice: ReservationNotificationType) {
         self.at_home(move |controller| controller.reservation_notice(nsid, notice));
+    }
+
+    /// Whose view of the subsystem it has.
+    pub fn viewer(&self) -> Viewer {
+        self.host.map_or(Viewer::Controller(self.cntlid), |host| Viewer::Host(host.nqn))
     }
 
     /// What its hosts asked of its namespaces.

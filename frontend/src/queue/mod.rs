@@ -19,7 +19,7 @@ use engine::{Origin, Scope, ShardHandle};
 use nvme_proto::{Sqe, Status};
 
 use crate::controller::{AbortAnswer, AttachError, Controller, QueueLink, QueueToken, Shared};
-use crate::subsystem::Local;
+use crate::subsystem::{Local, Seen};
 use slot::Slots;
 use verify::Verifies;
 
@@ -38,7 +38,7 @@ pub struct QueueConfig {
 pub struct Queue<T: Transport> {
     qid: u16,
     origin: Origin,
-    local: Rc<Local>,
+    local: Seen,
     shared: Arc<Shared>,
     /// On the admin queue: who executes.
     controller: Option<Rc<Controller>>,
@@ -77,7 +77,7 @@ impl<T: Transport> Queue<T> {
         let queue = Rc::new(Queue {
             qid: config.qid,
             origin,
-            local: local.clone(),
+            local: Seen::new(local, shared.viewer()),
             shared: shared.clone(),
             controller,
             slots: RefCell::new(Slots::new(config.depth)),
@@ -123,7 +123,7 @@ impl<T: Transport> Queue<T> {
 
     /// The subsystem on this shard.
     pub fn local(&self) -> &Rc<Local> {
-        &self.local
+        self.local.local()
     }
 
     /// The transport's half.

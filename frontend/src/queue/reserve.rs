@@ -14,7 +14,7 @@ use nvme_proto::{Sqe, Status};
 use super::slot::{Pending, Stage, Work};
 use super::{Direction, Outcome, Queue, Ticket, Transport};
 use crate::namespace::Attachment;
-use crate::subsystem::{Ask, Command, Hold, HostId, Member};
+use crate::subsystem::{Ask, Command, Hold, HostId, Member, Viewer};
 
 impl<T: Transport> Queue<T> {
     /// A host without an identifier has no part in reservations (CTRATT.RHII).
@@ -109,6 +109,10 @@ impl<T: Transport> Member for Queue<T> {
 
     fn host(&self) -> Option<HostId> {
         self.shared.host_id()
+    }
+
+    fn viewer(&self) -> &Viewer {
+        self.local.viewer()
     }
 
     fn preempt(self: Rc<Self>, attachment: &Rc<Attachment>, hold: &Arc<Hold>) {

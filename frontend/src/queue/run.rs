@@ -214,6 +214,12 @@ impl<T: Transport> Queue<T> {
         self.next_piece(ticket);
     }
 
+    /// Whether the namespace was removed, or is not shown to this host any more.
+    fn lost(&self, attachment: &Attachment) -> bool {
+        !attachment.is_current() && self.local.namespace(attachment.namespace.nsid).is_none()
+            || attachment.is_gone()
+    }
+
     /// The namespace changed while a command waited for its data: whether it still takes it.
     fn check_again(&self, work: &Work) -> Result<(), Status> {
         if work.attachment.is_gone() {
@@ -381,7 +387,7 @@ impl<T: Transport> Issuer for Queue<T> {
                 Ok(()) => None,
                 Err(engine::IoError::Aborted) if !work.aborts.is_empty() => Some(Status::ABORT_REQUESTED),
                 Err(engine::IoError::Aborted) if self.closing.get() => Some(Status::ABORTED_SQ_DELETION),
-                Err(engine::IoError::Aborted) if work.attachment.is_gone() => {
+                Err(engine::IoError::Aborted) if self.lost(&work.attachment) => {
                     Some(Status::INVALID_NAMESPACE_OR_FORMAT.dnr())
                 }
                 Err(error) => Some(self.shared.timed(nvm::status(error, op))),

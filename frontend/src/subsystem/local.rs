@@ -8,7 +8,8 @@ use std::sync::mpsc::Sender;
 
 use engine::{Origin, Scope, Shard};
 
-use super::{Fence, Hold, HostId, Reservations, Subsystem, View};
+use super::seen::shows;
+use super::{Fence, Hold, HostId, Reservations, Subsystem, View, Viewer};
 use crate::namespace::Attachment;
 
 /// A queue, as its subsystem knows it.
@@ -18,6 +19,9 @@ pub(crate) trait Member {
 
     /// Whose it is.
     fn host(&self) -> Option<HostId>;
+
+    /// Whose view of the namespaces it has.
+    fn viewer(&self) -> &Viewer;
 
     /// Preempt and Abort: takes back what it has to do with that namespace, and keeps `hold` until that has ended.
     fn preempt(self: Rc<Self>, attachment: &Rc<Attachment>, hold: &Arc<Hold>);
@@ -76,10 +80,11 @@ impl Local {
     }
 
     /// Takes over what the subsystem has now. A namespace that is gone has its commands taken back; `gone` is held
-    /// until the last of them has ended.
+    /// until the last of them has ended. From who sees a namespace no more, commands on it are taken back too.
     pub(super) fn update(&self, view: Arc<View>, gone: Option<Sender<Infallible>>) {
         let mut removed = Vec::new();
-        let origins = {
+        let mut hidden = Vec::new();
+        let queues = {
             let mut state = self.state.borrow_mut();
             if view.version < state.view.version {
                 return;
@@ -88,28 +93,43 @@ impl Local {
             for namespace in &view.namespaces {
                 let Some(reservations) = view.reservations(namespace.nsid) else { continue };
                 let protection = view.protection(namespace.nsid);
+                let mask = view.mask(namespace.nsid);
                 let same = |a: &Rc<Attachment>| {
                     let promised = a.protection == protection && a.limits == namespace.volume.limits();
-                    Arc::ptr_eq(&a.namespace, namespace) && promised
+                    Arc::ptr_eq(&a.namespace, namespace) && promised && a.mask == mask
                 };
                 let kept = before.iter().position(same).map(|at| before.swap_remove(at));
                 let older = before.iter().position(|a| Arc::ptr_eq(&a.namespace, namespace));
                 state.attached.push(match (kept, older.map(|at| before.swap_remove(at))) {
                     (Some(same), _) => same,
-                    (None, Some(older)) => older.renewed(protection),
-                    (None, None) => Attachment::new(namespace.clone(), protection, reservations.clone()),
+                    (None, Some(older)) => {
+                        let new = older.renewed(protection, mask);
+                        hidden.push((older, new.mask.clone()));
+                        new
+                    }
+                    (None, None) => {
+                        Attachment::new(namespace.clone(), protection, mask, reservations.clone())
+                    }
                 });
             }
             removed.append(&mut before);
             state.view = view;
-            state.queues.iter().map(|(origin, _)| *origin).collect::<Vec<_>>()
+            state.queues.clone()
         };
         for attachment in removed {
             if let Some(hold) = &gone {
                 attachment.going(hold.clone());
             }
-            for origin in &origins {
+            for (origin, _) in &queues {
                 attachment.revoke(Scope::Origin(*origin));
+            }
+        }
+        for (older, mask) in hidden {
+            let lost = |viewer: &Viewer| shows(&older.mask, viewer) && !shows(&mask, viewer);
+            for (origin, queue) in &queues {
+                if queue.upgrade().is_some_and(|queue| lost(queue.viewer())) {
+                    older.revoke(Scope::Origin(*origin));
+                }
             }
         }
     }

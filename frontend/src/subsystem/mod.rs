@@ -2,6 +2,7 @@
 
 mod local;
 mod reservation;
+mod seen;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -21,6 +22,9 @@ pub(crate) use reservation::{Answer, Ask, Command, Fence, Hold, Identity, Reserv
 
 pub use local::Local;
 pub use reservation::{HostId, Persist, Stored};
+pub(crate) use seen::Seen;
+use seen::shows;
+pub use seen::{Mask, Viewer};
 
 /// The largest NSID that a subsystem may be configured for.
 pub const MAX_NAMESPACES: u32 = 1024;
@@ -69,6 +73,9 @@ pub enum SubsystemError {
     /// No namespace has it.
     #[error("no such namespace")]
     NoNamespace,
+    /// The host is not, or no more, among those that may connect.
+    #[error("the host may not connect")]
+    Host,
     /// Another controller has it, or it is above FFEFh.
     #[error("the controller identifier is in use or out of range")]
     CntlidInUse,
@@ -91,11 +98,24 @@ pub(crate) struct View {
     protected: BTreeMap<u32, Protection>,
     /// Of each namespace, by NSID.
     reservations: BTreeMap<u32, Arc<Reservations>>,
+    /// Who sees those that not everybody sees, by NSID.
+    masks: BTreeMap<u32, Arc<[Viewer]>>,
 }
 
 impl View {
     fn has(&self, nsid: u32) -> Result<(), SubsystemError> {
-        self.namespaces.iter().any(|n| n.nsid == nsid).then_some(()).ok_or(SubsystemError::NoNamespace)
+        let found = self.namespaces.binary_search_by_key(&nsid, |n| n.nsid);
+        found.map(drop).map_err(|_| SubsystemError::NoNamespace)
+    }
+
+    /// Who sees a namespace.
+    pub fn mask(&self, nsid: u32) -> Mask {
+        self.masks.get(&nsid).cloned()
+    }
+
+    /// Whether somebody sees a namespace of that NSID.
+    pub fn shows(&self, nsid: u32, viewer: &Viewer) -> bool {
+        self.has(nsid).is_ok() && shows(&self.mask(nsid), viewer)
     }
 
     /// Whether a namespace takes writes.
@@ -107,6 +127,11 @@ impl View {
     pub fn reservations(&self, nsid: u32) -> Option<&Arc<Reservations>> {
         self.reservations.get(&nsid)
     }
+}
+
+/// Who may connect.
+fn allowed(hosts: &[Nqn], host: &Nqn) -> bool {
+    hosts.is_empty() || hosts.contains(host)
 }
 
 /// Who waits for a change.
@@ -223,15 +248,29 @@ impl Subsystem {
         self.media_errors.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Replaces the list of hosts that may connect over fabrics; empty for any. Who is connected stays.
+    /// Replaces the list of hosts that may connect over fabrics; empty for any. Who is not on it is disconnected. A
+    /// subsystem that a target shows has this done by [`crate::tcp::Target::set_allowed_hosts`], so that discovery
+    /// tells of it.
     pub fn set_allowed_hosts(&self, hosts: Vec<Nqn>) {
-        self.state().allowed_hosts = hosts;
+        let out: Vec<_> = {
+            let mut state = self.state();
+            state.allowed_hosts = hosts;
+            let out = |c: &&Arc<Shared>| c.host().is_some_and(|h| !allowed(&state.allowed_hosts, &h.nqn));
+            state.controllers.values().filter(out).cloned().collect()
+        };
+        for controller in out {
+            controller.terminate();
+        }
+    }
+
+    /// The hosts that may connect over fabrics; empty for any.
+    pub fn allowed_hosts(&self) -> Vec<Nqn> {
+        self.state().allowed_hosts.clone()
     }
 
     /// Whether a host may connect over fabrics.
     pub fn allows(&self, hostnqn: &Nqn) -> bool {
-        let state = self.state();
-        state.allowed_hosts.is_empty() || state.allowed_hosts.contains(hostnqn)
+        allowed(&self.state().allowed_hosts, hostnqn)
     }
 
     /// Adds a namespace whose reservations end with the process. Hosts are told when every shard has it.
@@ -239,7 +278,19 @@ impl Subsystem {
     /// # Errors
     /// The NSID is in use or out of range.
     pub fn add_namespace(self: &Arc<Self>, namespace: Namespace) -> Result<(), SubsystemError> {
-        self.add(namespace, None)
+        self.add(namespace, None, None)
+    }
+
+    /// As [`Subsystem::add_namespace`], for a namespace that only some see. They are told when every shard has it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_masked_namespace(
+        self: &Arc<Self>,
+        namespace: Namespace,
+        mask: Mask,
+    ) -> Result<(), SubsystemError> {
+        self.add(namespace, None, mask)
     }
 
     /// As [`Subsystem::add_namespace`], with the reservations that `persist` has kept, and keeps from now on.
@@ -251,13 +302,14 @@ impl Subsystem {
         namespace: Namespace,
         persist: Arc<dyn Persist>,
     ) -> Result<(), SubsystemError> {
-        self.add(namespace, Some(persist))
+        self.add(namespace, Some(persist), None)
     }
 
     fn add(
         self: &Arc<Self>,
         namespace: Namespace,
         persist: Option<Arc<dyn Persist>>,
+        mask: Mask,
     ) -> Result<(), SubsystemError> {
         let nsid = namespace.nsid;
         if nsid == 0 || nsid > self.max_namespaces {
@@ -265,16 +317,31 @@ impl Subsystem {
         }
         let kept = Reservations::open(nsid, self, persist).map_err(SubsystemError::Reservations)?;
         let mut namespace = Some(Arc::new(namespace));
-        self.change(nsid, News::default(), |View { namespaces: all, reservations, .. }| {
+        self.change(nsid, News::default(), |View { namespaces: all, reservations, masks, .. }| {
             match all.binary_search_by_key(&nsid, |n| n.nsid) {
                 Ok(_) => Err(SubsystemError::NsidInUse),
                 Err(at) => {
                     all.extend(namespace.take());
                     all[at..].rotate_right(1);
                     reservations.insert(nsid, kept);
+                    masks.extend(mask.map(|mask| (nsid, mask)));
                     Ok(())
                 }
             }
+        })
+    }
+
+    /// Says who sees a namespace from now on; `None` for everybody. Those whose view changes are told; commands of
+    /// those who lose it are taken back.
+    ///
+    /// # Errors
+    /// There is none with that NSID.
+    pub fn mask_namespace(self: &Arc<Self>, nsid: u32, mask: Mask) -> Result<(), SubsystemError> {
+        self.change(nsid, News::default(), |view| {
+            view.has(nsid)?;
+            view.masks.remove(&nsid);
+            view.masks.extend(mask.map(|mask| (nsid, mask)));
+            Ok(())
         })
     }
 
@@ -286,11 +353,12 @@ impl Subsystem {
     pub fn remove_namespace(self: &Arc<Self>, nsid: u32) -> Result<Drain, SubsystemError> {
         let (hold, drain) = Drain::new();
         let news = News { gone: Some(hold), ..News::default() };
-        self.change(nsid, news, |View { namespaces: all, protected, reservations, .. }| {
+        self.change(nsid, news, |View { namespaces: all, protected, reservations, masks, .. }| {
             let at = all.binary_search_by_key(&nsid, |n| n.nsid).map_err(|_| SubsystemError::NoNamespace)?;
             reservations.remove(&nsid);
             all.remove(at);
             protected.remove(&nsid);
+            masks.remove(&nsid);
             Ok(())
         })?;
         Ok(drain)
@@ -330,13 +398,14 @@ impl Subsystem {
         edit: impl FnOnce(&mut View) -> Result<(), SubsystemError>,
     ) -> Result<(), SubsystemError> {
         let mut state = self.state();
-        let mut view = View { version: state.view.version + 1, ..state.view.as_ref().clone() };
+        let before = state.view.clone();
+        let mut view = View { version: before.version + 1, ..before.as_ref().clone() };
         edit(&mut view)?;
         let view = Arc::new(view);
         state.view = view.clone();
         // Sent under the lock: shards hear of changes in their order.
         let key = self.key();
-        let news = Arc::new(Told { subsystem: self.clone(), nsid, _done: done });
+        let news = Arc::new(Told { subsystem: self.clone(), nsid, before, after: view.clone(), _done: done });
         for shard in &self.shards {
             let (view, gone, news) = (view.clone(), gone.clone(), news.clone());
             shard.run(move |shard| {
@@ -381,6 +450,10 @@ impl Subsystem {
             }
         };
         let shared = make(cntlid);
+        // The list may have become another since the host was let in.
+        if shared.host().is_some_and(|host| !allowed(&state.allowed_hosts, &host.nqn)) {
+            return Err(SubsystemError::Host);
+        }
         state.controllers.insert(cntlid, shared.clone());
         Ok(shared)
     }
@@ -444,12 +517,24 @@ impl Subsystem {
 struct Told {
     subsystem: Arc<Subsystem>,
     nsid: u32,
+    before: Arc<View>,
+    after: Arc<View>,
     _done: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Told {
+    /// Whether it is news to somebody: not to who sees the namespace neither before nor after, nor where only others
+    /// began or ceased to see it.
+    fn concerns(&self, viewer: &Viewer) -> bool {
+        let (before, after) = (self.before.shows(self.nsid, viewer), self.after.shows(self.nsid, viewer));
+        let masked = self.before.mask(self.nsid) != self.after.mask(self.nsid);
+        before != after || after && !masked
+    }
 }
 
 impl Drop for Told {
     fn drop(&mut self) {
-        for controller in self.subsystem.controllers() {
+        for controller in self.subsystem.controllers().iter().filter(|c| self.concerns(&c.viewer())) {
             controller.namespace_changed(self.nsid);
         }
     }

@@ -10,7 +10,7 @@ use super::connection::Connection;
 use crate::queue::Ticket;
 
 /// A connection may hold one part in so many of its shard's bytes.
-const SHARES: usize = 4;
+pub(super) const SHARES: usize = 4;
 
 /// The bytes of a shard.
 pub(super) struct Budget {

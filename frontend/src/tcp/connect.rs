@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use engine::VolumeStats;
 use engine::mem::Sgl;
+use nvme_proto::dptr::{SglSubtype, SglType};
 use nvme_proto::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, invalid_parameter};
 use nvme_proto::zerocopy::FromBytes;
 use nvme_proto::{Cqe, Nqn, Sqe, Status};
@@ -17,10 +18,10 @@ use super::connection::{Connection, Phase};
 use super::discovery::DiscoveryPort;
 use super::reject::Reason;
 use super::transfer::Wire;
-use super::{IOCCSZ, Inner, MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
+use super::{IN_CAPSULE, IOCCSZ, Inner, MAX_QUEUE_ENTRIES, Shown};
 use crate::controller::{AttachError, Config, Controller, Host, Port};
 use crate::queue::{Queue, QueueConfig};
-use crate::subsystem::{Local, Subsystem};
+use crate::subsystem::{Local, Subsystem, SubsystemError};
 
 /// How often, and how many times, it is looked whether a host's lost association has ended.
 const LOOK: Duration = Duration::from_millis(1);
@@ -82,6 +83,9 @@ impl Connection {
         } else {
             0xffff
         };
+        if queue.qid() != 0 {
+            self.rx.borrow_mut().framer.set_max_capsule(IN_CAPSULE);
+        }
         self.queue.replace(Some(queue));
         self.deadline.set(0);
         self.phase.set(Phase::Live);
@@ -97,7 +101,8 @@ impl Connection {
             .map_err(|_| Refused { 2: Reason::ConnectHostNqn, ..parameter(true, 512) })?;
         let subnqn = Nqn::from_field(&data.subnqn).map_err(|_| parameter(true, 256))?;
         let host = Host { nqn, id: data.hostid };
-        let subsystem = self.listening.find(&subnqn, &self.home.target).ok_or_else(unknown)?;
+        let shown = self.listening.find(&subnqn, &self.home.target).ok_or_else(unknown)?;
+        let subsystem = &shown.subsystem;
         if !subsystem.allows(&host.nqn) {
             return Err(unknown());
         }
@@ -107,8 +112,8 @@ impl Connection {
         self.entries.set(connect.sqsize_z.saturating_add(1));
         self.flow_control.set(!connect.cattr.disable_sqfc());
         match connect.qid {
-            0 => self.admit_admin(connect, data, host, subsystem).await,
-            _ => self.admit_io(connect, data, host, &subsystem),
+            0 => self.admit_admin(connect, data, host, &shown).await,
+            _ => self.admit_io(connect, data, host, subsystem),
         }
     }
 
@@ -117,8 +122,9 @@ impl Connection {
         connect: &Connect,
         data: &ConnectData,
         host: Host,
-        subsystem: Arc<Subsystem>,
+        shown: &Shown,
     ) -> Result<Rc<Queue<Wire>>, Refused> {
+        let subsystem = &shown.subsystem;
         if data.cntlid != CNTLID_DYNAMIC {
             return Err(parameter(true, 16));
         }
@@ -135,13 +141,13 @@ impl Connection {
             looks = looks.saturating_add(1);
             self.shard.sleep(LOOK).await;
         }
-        let discovery = Arc::ptr_eq(&subsystem, &self.home.target.discovery);
+        let discovery = Arc::ptr_eq(subsystem, &self.home.target.discovery);
         let config = Config {
             fabrics: true,
             cntlid: None,
             discovery,
             max_queue_entries: MAX_QUEUE_ENTRIES,
-            max_io_queues: if discovery { 0 } else { MAX_IO_QUEUES },
+            max_io_queues: shown.max_io_queues,
             ioccsz: IOCCSZ,
             kato: if discovery && connect.kato == 0 { DISCOVERY_KATO } else { connect.kato },
         };
@@ -154,9 +160,12 @@ impl Connection {
             }),
         };
         let controller =
-            Controller::new(&subsystem, &self.shard, config, Some(host), port).map_err(|_| busy)?;
+            Controller::new(subsystem, &self.shard, config, Some(host), port).map_err(|e| match e {
+                SubsystemError::Host => unknown(),
+                _ => busy,
+            })?;
         let shared = controller.shared().clone();
-        let queue = self.attach(0, &Local::of(&subsystem, &self.shard), &shared, Some(controller.clone()));
+        let queue = self.attach(0, &Local::of(subsystem, &self.shard), &shared, Some(controller.clone()));
         if queue.is_err() {
             controller.terminate();
         }
@@ -206,13 +215,21 @@ fn parse(sqe: &Sqe, data: Option<Sgl>) -> Result<(Connect, ConnectData), Refused
         let status = Status::CONNECT_INCOMPATIBLE_FORMAT.dnr();
         return Err(Refused(status, 0, Reason::ConnectParameters));
     }
+    let bad = |status: Status| Refused(status.dnr(), 0, Reason::ConnectParameters);
+    if sqe.flags.psdt() != 1 || sqe.flags.fuse() != 0 {
+        return Err(bad(Status::INVALID_FIELD));
+    }
+    let sgl = sqe.sgl();
+    if (sgl.kind(), sgl.subtype()) != (SglType::DataBlock, SglSubtype::Offset) {
+        return Err(bad(Status::SGL_DESCRIPTOR_TYPE_INVALID));
+    }
+    if sgl.address != 0 {
+        return Err(bad(Status::SGL_OFFSET_INVALID));
+    }
     let mut bytes = [0u8; size_of::<ConnectData>()];
-    match data {
-        Some(data) if data.len() >= bytes.len() => data.copy_out(0, &mut bytes),
-        _ => {
-            let status = Status::DATA_SGL_LENGTH_INVALID.dnr();
-            return Err(Refused(status, 0, Reason::ConnectParameters));
-        }
+    match data.filter(|data| data.len() == sgl.length as usize && data.len() >= bytes.len()) {
+        Some(data) => data.copy_out(0, &mut bytes),
+        None => return Err(bad(Status::DATA_SGL_LENGTH_INVALID)),
     }
     match ConnectData::read_from_bytes(&bytes) {
         Ok(data) => Ok((connect, data)),

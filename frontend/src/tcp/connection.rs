@@ -16,7 +16,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 use nvme_proto::opcode::{AdminOpcode, FabricsType};
 use nvme_proto::tcp::{
-    CapsuleCmd, CapsuleResp, CommonHdr, DataHdr, Fes, IcReq, IcResp, PFV, PduType, TermReq, dgst, flags,
+    CapsuleCmd, CapsuleResp, CommonHdr, DataHdr, Fes, IcReq, IcResp, PDA_MAX_Z, PFV, PduType, TermReq, dgst,
+    flags,
 };
 use nvme_proto::zerocopy::{FromZeros, IntoBytes};
 use nvme_proto::{Cqe, Nqn, Sqe, Status};
@@ -28,7 +29,7 @@ use super::reject::Reason;
 use super::send::{Sender, common, digest};
 use super::shard::ShardTarget;
 use super::transfer::{Capsule, SlotState, Wire};
-use super::{IN_CAPSULE, Listening, MAXH2CDATA, wire_len};
+use super::{ADMIN_IN_CAPSULE, Listening, MAXH2CDATA, wire_len};
 use crate::queue::{Queue, Ticket};
 
 /// Bytes waiting to be sent from which on nothing more is read.
@@ -69,7 +70,7 @@ pub(super) struct Connection {
     pub phase: Cell<Phase>,
     /// When it is closed at the latest; on the shard's clock. Zero for never.
     pub deadline: Cell<u64>,
-    rx: RefCell<Receiver>,
+    pub rx: RefCell<Receiver>,
     receiving: Cell<bool>,
     pub tx: RefCell<Sender>,
     noted: Cell<bool>,
@@ -77,6 +78,10 @@ pub(super) struct Connection {
     pub slots: RefCell<Vec<SlotState>>,
     /// Bytes of the shard's budget that its commands hold.
     pub pinned: Rc<Cell<usize>>,
+    /// Bytes that came in capsules and that its commands hold.
+    pub capsules: Cell<usize>,
+    /// It waits until it may read on.
+    pub held_up: Cell<bool>,
     /// SQHD, and the queue's entries; zero entries: the host does without flow control.
     pub sqhd: Cell<u16>,
     pub entries: Cell<u16>,
@@ -102,13 +107,15 @@ impl Connection {
             fd,
             phase: Cell::new(Phase::New),
             deadline: Cell::new(0),
-            rx: RefCell::new(Receiver::new(Framer::new(IN_CAPSULE, MAXH2CDATA as usize))),
+            rx: RefCell::new(Receiver::new(Framer::new(ADMIN_IN_CAPSULE, MAXH2CDATA as usize))),
             receiving: Cell::new(false),
             tx: RefCell::new(Sender::new()),
             noted: Cell::new(false),
             queue: RefCell::default(),
             slots: RefCell::default(),
             pinned: Rc::default(),
+            capsules: Cell::new(0),
+            held_up: Cell::new(false),
             sqhd: Cell::new(0),
             entries: Cell::new(0),
             flow_control: Cell::new(true),
@@ -129,6 +136,9 @@ impl Connection {
             if self.tx.borrow().backlog() > BACKLOG {
                 // Read on when it has been sent.
                 return;
+            }
+            if !self.home.inflow.is_open(&self.capsules) {
+                return self.home.inflow.wait(self);
             }
             let step = self.rx.borrow_mut().step();
             let step = step.and_then(|progress| match progress {
@@ -215,18 +225,21 @@ impl Connection {
         if request.pfv != PFV {
             return Err(Fatal::new(Fes::UnsupportedParameter, 8, Reason::IcReq));
         }
-        if request.hpda_z > nvme_proto::tcp::PDA_MAX_Z {
+        if request.hpda_z > PDA_MAX_Z {
             return Err(Fatal::field(10, Reason::IcReq));
         }
+        let cpda_z = self.home.target.config.cpda_z.min(PDA_MAX_Z);
         let agreed = Agreed {
             hdgst: request.dgst & dgst::HDGST_ENABLE != 0,
             ddgst: request.dgst & dgst::DDGST_ENABLE != 0,
             hpda: usize::from(request.hpda_z).saturating_add(1).saturating_mul(4),
+            cpda: usize::from(cpda_z).saturating_add(1).saturating_mul(4),
+            r2ts: request.maxr2t_z.saturating_add(1),
         };
         let response = IcResp {
             ch: CommonHdr { pdu_type: PduType::IcResp, flags: 0, hlen: 128, pdo: 0, plen: 128 },
             pfv: PFV,
-            cpda_z: 0,
+            cpda_z,
             dgst: request.dgst & (dgst::HDGST_ENABLE | dgst::DDGST_ENABLE),
             maxh2cdata: MAXH2CDATA,
             reserved: [0; 112],
@@ -253,13 +266,14 @@ impl Connection {
         };
         let head = self.sqhd.get().saturating_add(1);
         self.sqhd.set(if head >= self.entries.get() { 0 } else { head });
-        let capsule = Capsule { data, intact };
-        match queue.execute(sqe, capsule) {
-            Ok(_) => Ok(()),
-            Err(_) if queue.is_closing() => Ok(()),
-            // More commands than the queue has entries: the host does not keep to SQ flow control.
-            Err(_) => Err(Fatal::new(Fes::LimitExceeded, 0, Reason::QueueOverrun)),
+        let held = data.as_ref().map_or(0, |data| self.home.inflow.take(&self.capsules, data.len()));
+        let Err(capsule) = queue.execute(sqe, Capsule { data, intact, held }) else { return Ok(()) };
+        self.home.inflow.give_back(&self.capsules, capsule.held);
+        if queue.is_closing() {
+            return Ok(());
         }
+        // More commands than the queue has entries: the host does not keep to SQ flow control.
+        Err(Fatal::new(Fes::LimitExceeded, 0, Reason::QueueOverrun))
     }
 
     /// Sends a response capsule at the end of the turn.

@@ -26,7 +26,7 @@ impl DiscoveryPort {
         DiscoveryPort { target: target.clone(), host, via }
     }
 
-    fn entry(&self, addr: SocketAddr, portid: u16, nqn: &Nqn) -> DiscoveryEntry {
+    fn entry(&self, addr: SocketAddr, portid: u16, subtype: SubsystemType, nqn: &Nqn) -> DiscoveryEntry {
         // A listener for all addresses is reached by the one that this host has used.
         let ip = match addr.ip() {
             ip if ip.is_unspecified() && self.via.is_ipv4() == ip.is_ipv4() => self.via.ip(),
@@ -38,7 +38,7 @@ impl DiscoveryPort {
             IpAddr::V4(_) => AddressFamily::Ipv4,
             IpAddr::V6(_) => AddressFamily::Ipv6,
         };
-        entry.subtype = SubsystemType::Nvm;
+        entry.subtype = subtype;
         entry.treq = Treq::new().with_secure_channel(2).with_sqfc_disable(true);
         entry.portid = portid;
         entry.cntlid = CNTLID_DYNAMIC;
@@ -53,16 +53,26 @@ impl DiscoveryPort {
 impl Port for DiscoveryPort {
     fn discovery_log(&self) -> Option<Vec<u8>> {
         let mut header = DiscoveryHeader::new_zeroed();
+        let mut page = header.as_bytes().to_vec();
+        // Nothing that the page tells changes while this is held: entries that were read with the same GENCTR before
+        // and after them belong together.
+        let listeners = self.target.listeners();
         header.genctr = self.target.generation.load(Ordering::Relaxed);
-        let mut entries = Vec::new();
-        for (portid, (addr, listener)) in (1u16..).zip(self.target.listeners().iter()) {
-            for subsystem in listener.listening.subsystems().iter().filter(|s| s.allows(&self.host)) {
-                entries.extend_from_slice(self.entry(*addr, portid, subsystem.nqn()).as_bytes());
-                header.numrec += 1;
+        for (portid, (addr, listener)) in (1u16..).zip(listeners.iter()) {
+            for shown in listener.listening.subsystems().iter() {
+                if shown.subsystem.allows(&self.host) {
+                    let nqn = shown.subsystem.nqn();
+                    page.extend_from_slice(self.entry(*addr, portid, SubsystemType::Nvm, nqn).as_bytes());
+                    header.numrec += 1;
+                }
             }
         }
-        let mut page = header.as_bytes().to_vec();
-        page.append(&mut entries);
+        for addr in self.target.referrals().iter() {
+            let nqn = self.target.discovery.nqn();
+            page.extend_from_slice(self.entry(*addr, 0, SubsystemType::Referral, nqn).as_bytes());
+            header.numrec += 1;
+        }
+        page[..size_of::<DiscoveryHeader>()].copy_from_slice(header.as_bytes());
         Some(page)
     }
 }

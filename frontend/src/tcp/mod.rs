@@ -7,6 +7,7 @@ mod budget;
 mod connect;
 mod connection;
 mod discovery;
+mod inflow;
 mod listener;
 mod pdu;
 mod receive;
@@ -33,16 +34,18 @@ use shard::ShardTarget;
 
 pub use reject::{Reason, Rejections};
 
-/// Bytes of data that a capsule may carry.
-const IN_CAPSULE: usize = 8192;
-/// IOCCSZ: bytes of a capsule, in 16.
+/// Bytes of data that a capsule of an I/O queue may carry.
+const IN_CAPSULE: usize = 16 << 10;
+/// Bytes of data that a capsule may carry on the admin queue, and before Connect (NVMe/TCP 1.1, 3.3.1.1).
+const ADMIN_IN_CAPSULE: usize = 8 << 10;
+/// IOCCSZ: bytes of a capsule of an I/O queue, in 16.
 const IOCCSZ: u32 = (64 + IN_CAPSULE as u32) / 16;
 /// MAXH2CDATA.
 const MAXH2CDATA: u32 = 128 << 10;
 /// Entries of a queue at most.
 const MAX_QUEUE_ENTRIES: u16 = 1024;
 /// I/O queues of a controller at most.
-const MAX_IO_QUEUES: u16 = 128;
+pub const MAX_IO_QUEUES: u16 = 128;
 
 /// A length of data as the wire has it: MDTS bounds it far below.
 fn wire_len(len: usize) -> u32 {
@@ -56,28 +59,50 @@ pub struct TargetConfig {
     pub connect_timeout: Duration,
     /// Connections on a shard that are not yet queues; the oldest is closed for a new one.
     pub max_half_open: usize,
-    /// Bytes of data that commands hold on a shard at once; more of them wait. A command that needs more than all of it
-    /// still runs, alone.
+    /// Connections on a shard; further ones are closed at once. Each takes some 40 KiB.
+    pub max_connections: usize,
+    /// How long a host may take to send the next of the data that it was asked for; then its connection is closed.
+    pub data_timeout: Duration,
+    /// Bytes of data that commands hold on a shard at once, a quarter of it at most for one connection; more of them
+    /// wait. A command that needs more than all of it still runs, alone. Data that came in capsules has as much again;
+    /// a connection with too much of it is not read from.
     pub shard_budget: usize,
+    /// CPDA: where data begins in the PDUs of hosts, in dwords, zero-based; at most 31. Linux hosts take 0 alone.
+    pub cpda_z: u8,
 }
 
 impl Default for TargetConfig {
     fn default() -> Self {
-        TargetConfig { connect_timeout: Duration::from_secs(10), max_half_open: 64, shard_budget: 128 << 20 }
+        TargetConfig {
+            connect_timeout: Duration::from_secs(10),
+            max_half_open: 64,
+            max_connections: 8192,
+            data_timeout: Duration::from_secs(30),
+            shard_budget: 128 << 20,
+            cpda_z: 0,
+        }
     }
+}
+
+/// A subsystem at a listener.
+#[derive(Clone, Debug)]
+struct Shown {
+    subsystem: Arc<Subsystem>,
+    /// I/O queues that a controller has there at most.
+    max_io_queues: u16,
 }
 
 /// What a listener shows to hosts.
 #[derive(Debug)]
 struct Listening {
     addr: SocketAddr,
-    subsystems: Mutex<Vec<Arc<Subsystem>>>,
+    subsystems: Mutex<Vec<Shown>>,
     /// What hosts asked of each that came by here.
     stats: Mutex<HashMap<Nqn, Arc<VolumeStats>>>,
 }
 
 impl Listening {
-    fn subsystems(&self) -> MutexGuard<'_, Vec<Arc<Subsystem>>> {
+    fn subsystems(&self) -> MutexGuard<'_, Vec<Shown>> {
         self.subsystems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -91,11 +116,11 @@ impl Listening {
     }
 
     /// The subsystem of that name, or the discovery service.
-    fn find(&self, nqn: &Nqn, target: &Inner) -> Option<Arc<Subsystem>> {
+    fn find(&self, nqn: &Nqn, target: &Inner) -> Option<Shown> {
         if nqn.as_str() == DISCOVERY_NQN {
-            return Some(target.discovery.clone());
+            return Some(Shown { subsystem: target.discovery.clone(), max_io_queues: 0 });
         }
-        self.subsystems().iter().find(|s| s.nqn() == nqn).cloned()
+        self.subsystems().iter().find(|s| s.subsystem.nqn() == nqn).cloned()
     }
 }
 
@@ -106,7 +131,10 @@ struct Inner {
     discovery: Arc<Subsystem>,
     /// GENCTR of the discovery log.
     generation: AtomicU64,
+    /// What the discovery log tells of. Whatever changes it happens under this lock, and so does [`Inner::changed`].
     listeners: Mutex<BTreeMap<SocketAddr, Listener>>,
+    /// Other discovery services.
+    referrals: Mutex<Vec<SocketAddr>>,
 }
 
 impl Inner {
@@ -114,11 +142,17 @@ impl Inner {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The discovery log is another now: hosts that asked are told.
-    fn changed(&self) {
+    fn referrals(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        self.referrals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The discovery log is another now for these hosts: those that asked are told.
+    fn changed(&self, concerns: impl Fn(&Nqn) -> bool) {
         self.generation.fetch_add(1, Ordering::Relaxed);
         for controller in self.discovery.controllers() {
-            controller.discovery_changed();
+            if controller.host().is_some_and(|host| concerns(&host.nqn)) {
+                controller.discovery_changed();
+            }
         }
     }
 }
@@ -151,6 +185,7 @@ impl Target {
             discovery,
             generation: AtomicU64::new(1),
             listeners: Mutex::default(),
+            referrals: Mutex::default(),
         })))
     }
 
@@ -160,50 +195,80 @@ impl Target {
     /// # Errors
     /// Those of bind(2) and listen(2).
     pub fn listen(&self, addr: SocketAddr, subsystem: &Arc<Subsystem>) -> io::Result<SocketAddr> {
-        let addr = {
-            let mut listeners = self.0.listeners();
-            let addr = match listeners.contains_key(&addr) {
-                true => addr,
-                false => {
-                    let listener = Listener::open(addr, &self.0)?;
-                    let bound = listener.listening.addr;
-                    listeners.insert(bound, listener);
-                    bound
-                }
-            };
-            if let Some(listener) = listeners.get(&addr) {
-                let mut subsystems = listener.listening.subsystems();
-                subsystems.retain(|s| s.nqn() != subsystem.nqn());
-                subsystems.push(subsystem.clone());
+        self.listen_with(addr, subsystem, MAX_IO_QUEUES)
+    }
+
+    /// As [`Target::listen`], for controllers with at most so many I/O queues: 1 to [`MAX_IO_QUEUES`].
+    ///
+    /// # Errors
+    /// Those of bind(2) and listen(2).
+    pub fn listen_with(
+        &self,
+        addr: SocketAddr,
+        subsystem: &Arc<Subsystem>,
+        max_io_queues: u16,
+    ) -> io::Result<SocketAddr> {
+        let mut listeners = self.0.listeners();
+        let addr = match listeners.contains_key(&addr) {
+            true => addr,
+            false => {
+                let listener = Listener::open(addr, &self.0)?;
+                let bound = listener.listening.addr;
+                listeners.insert(bound, listener);
+                bound
             }
-            addr
         };
-        self.0.changed();
+        if let Some(listener) = listeners.get(&addr) {
+            let mut subsystems = listener.listening.subsystems();
+            subsystems.retain(|s| s.subsystem.nqn() != subsystem.nqn());
+            let max_io_queues = max_io_queues.clamp(1, MAX_IO_QUEUES);
+            subsystems.push(Shown { subsystem: subsystem.clone(), max_io_queues });
+        }
+        self.0.changed(|host| subsystem.allows(host));
         Ok(addr)
     }
 
     /// Shows a subsystem at an address no more, and disconnects who came to it there. The last one takes the listener
     /// along, and everyone who came by it. Whether it was shown there.
     pub fn unlisten(&self, addr: SocketAddr, nqn: &Nqn) -> bool {
-        let found = {
-            let mut listeners = self.0.listeners();
-            let Some(listener) = listeners.get(&addr) else { return false };
-            let (found, empty) = {
-                let mut subsystems = listener.listening.subsystems();
-                let before = subsystems.len();
-                subsystems.retain(|s| s.nqn() != nqn);
-                listener.listening.forget_stats(nqn);
-                (subsystems.len() < before, subsystems.is_empty())
-            };
-            let (listening, only) = (listener.listening.clone(), (!empty).then_some(*nqn));
-            if empty && let Some(listener) = listeners.remove(&addr) {
-                listener.close();
-            }
-            self.on_shards(move |target| target.disconnect(&listening, only));
-            found
+        let mut listeners = self.0.listeners();
+        let Some(listener) = listeners.get(&addr) else { return false };
+        let (gone, empty) = {
+            let mut subsystems = listener.listening.subsystems();
+            let at = subsystems.iter().position(|s| s.subsystem.nqn() == nqn);
+            let gone = at.map(|at| subsystems.remove(at).subsystem);
+            listener.listening.forget_stats(nqn);
+            (gone, subsystems.is_empty())
         };
-        self.0.changed();
-        found
+        let (listening, only) = (listener.listening.clone(), (!empty).then_some(*nqn));
+        if empty && let Some(listener) = listeners.remove(&addr) {
+            listener.close();
+        }
+        self.on_shards(move |target| target.disconnect(&listening, only));
+        if let Some(subsystem) = &gone {
+            self.0.changed(|host| subsystem.allows(host));
+        }
+        gone.is_some()
+    }
+
+    /// Replaces the list of hosts that may connect to a subsystem; empty for any. Who is not on it is disconnected,
+    /// and hosts that find another discovery log now are told.
+    pub fn set_allowed_hosts(&self, subsystem: &Arc<Subsystem>, hosts: Vec<Nqn>) {
+        let _discovery = self.0.listeners();
+        let before = subsystem.allowed_hosts();
+        let may = |list: &[Nqn], host: &Nqn| list.is_empty() || list.contains(host);
+        subsystem.set_allowed_hosts(hosts.clone());
+        self.0.changed(|host| may(&before, host) != may(&hosts, host));
+    }
+
+    /// Tells hosts of these other discovery services (referrals), in the place of those told of before.
+    pub fn set_referrals(&self, referrals: Vec<SocketAddr>) {
+        let _discovery = self.0.listeners();
+        let mut now = self.0.referrals();
+        if *now != referrals {
+            *now = referrals;
+            self.0.changed(|_| true);
+        }
     }
 
     /// Shows a subsystem nowhere any more.
@@ -216,14 +281,19 @@ impl Target {
     /// The addresses, and the subsystems that each shows.
     pub fn listeners(&self) -> Vec<(SocketAddr, Vec<Arc<Subsystem>>)> {
         let listeners = self.0.listeners();
-        listeners.iter().map(|(addr, l)| (*addr, l.listening.subsystems().clone())).collect()
+        let shown = |l: &Listener| l.listening.subsystems().iter().map(|s| s.subsystem.clone()).collect();
+        listeners.iter().map(|(addr, listener)| (*addr, shown(listener))).collect()
     }
 
     /// What hosts that came by an address asked of a subsystem there; `None` if it is not shown there.
     pub fn stats(&self, addr: SocketAddr, nqn: &Nqn) -> Option<Snapshot> {
         let listeners = self.0.listeners();
         let listening = &listeners.get(&addr)?.listening;
-        listening.subsystems().iter().any(|s| s.nqn() == nqn).then(|| listening.stats(nqn).snapshot())
+        listening
+            .subsystems()
+            .iter()
+            .any(|s| s.subsystem.nqn() == nqn)
+            .then(|| listening.stats(nqn).snapshot())
     }
 
     /// Why hosts were turned away, and how often.

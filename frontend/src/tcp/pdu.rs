@@ -43,6 +43,10 @@ pub(super) struct Agreed {
     pub ddgst: bool,
     /// Alignment of data that the host wants, in bytes.
     pub hpda: usize,
+    /// Alignment of data that this side wants, in bytes.
+    pub cpda: usize,
+    /// R2Ts of one command that the host takes at once.
+    pub r2ts: u32,
 }
 
 /// What the next bytes are.
@@ -107,6 +111,11 @@ impl Framer {
 
     pub fn agreed(&self) -> Agreed {
         self.agreed
+    }
+
+    /// From now on a capsule carries at most that many bytes.
+    pub fn set_max_capsule(&mut self, bytes: usize) {
+        self.max_data.0 = bytes;
     }
 
     /// What the next bytes are.
@@ -196,7 +205,9 @@ impl Framer {
         let (Some(pad), Some(rest)) = (pdo.checked_sub(header), plen.checked_sub(pdo)) else {
             return Err(Fatal::field(3, Reason::PduHeader));
         };
-        if pdo % 4 != 0 || pad > (usize::from(PDA_MAX_Z).saturating_add(1)).saturating_mul(4) {
+        if !pdo.is_multiple_of(self.agreed.cpda.max(4))
+            || pad > (usize::from(PDA_MAX_Z).saturating_add(1)).saturating_mul(4)
+        {
             return Err(Fatal::field(3, Reason::PduHeader));
         }
         let most = if t == PduType::CapsuleCmd { self.max_data.0 } else { self.max_data.1 };
@@ -292,7 +303,7 @@ mod tests {
             let want = framer.want();
             if want == Want::Whole {
                 found.push((framer.pdu_type().unwrap().0, std::mem::take(&mut data)));
-                let agreed = Agreed { hdgst: true, ddgst: true, hpda: 4 };
+                let agreed = Agreed { hdgst: true, ddgst: true, hpda: 4, cpda: 4, r2ts: 1 };
                 if found.last().unwrap().0 == PduType::IcReq.0 {
                     framer.initialised(agreed);
                 }
@@ -377,6 +388,22 @@ mod tests {
         framer.digest(last);
         assert_eq!(framer.want(), Want::Whole);
         assert_eq!(framer.data_digest(), Some(crc32c::crc32c(&[9; 512])));
+    }
+
+    /// A.14
+    #[test]
+    fn data_begins_where_this_side_wants_it() {
+        for (cpda, pad, right) in
+            [(4, 0, true), (4, 52, true), (64, 0, false), (64, 52, true), (128, 52, true)]
+        {
+            let mut framer = Framer::new(CAPSULE, H2CDATA);
+            frames(&mut framer, &icreq(), usize::MAX).unwrap();
+            framer.initialised(Agreed { cpda, ..framer.agreed() });
+            let bytes = pdu(CapsuleCmd::new_zeroed().as_bytes(), PduType::CapsuleCmd, pad, &[1; 64]);
+            let found = frames(&mut framer, &bytes, usize::MAX).map(|found| found.len());
+            let want = if right { Ok(1) } else { Err(Fatal::field(3, Reason::PduHeader)) };
+            assert_eq!(found, want, "PDO {} where CPDA wants {cpda}", 76 + pad);
+        }
     }
 
     /// A: every byte of a stream changed to other values: it is refused or it is taken, and what is taken never

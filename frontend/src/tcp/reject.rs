@@ -34,6 +34,7 @@ reasons! {
     DataDigest "wrong data digest"
     IcReq "bad ICReq"
     Transfer "H2CData that was not asked for"
+    DataTimeout "no H2CData in time after an R2T"
     QueueOverrun "more commands than the queue has entries"
     ConnectParameters "bad Connect parameters"
     ConnectHostNqn "HOSTNQN in Connect is no NQN"

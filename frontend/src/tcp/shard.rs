@@ -9,26 +9,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{OnTimer, Shard};
+use nix::sys::socket::{setsockopt, sockopt};
 use nvme_proto::Nqn;
 use socket2::{SockRef, TcpKeepalive};
 
 use super::budget::Budget;
 use super::connection::{Connection, Phase};
+use super::inflow::Inflow;
 use super::reject::{Reason, Rejections};
 use super::{Inner, Listening};
 
 /// How often stalled connections are looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// How long the host may take to send data that it was asked for.
-const DATA_TIMEOUT: Duration = Duration::from_secs(30);
 /// After how long the kernel asks a silent peer whether it is there, and how often.
 const SILENCE: Duration = Duration::from_secs(30);
 const PROBE: Duration = Duration::from_secs(10);
+/// How long what was sent may stay unacknowledged, in milliseconds: the kernel asks no peer that owes it that.
+const UNACKNOWLEDGED: u32 = 60_000;
 
 pub(super) struct ShardTarget {
     pub shard: Shard,
     pub target: Arc<Inner>,
     pub budget: Rc<Budget>,
+    pub inflow: Rc<Inflow>,
     connections: RefCell<BTreeMap<u64, Rc<Connection>>>,
     next: Cell<u64>,
     ticking: Cell<bool>,
@@ -45,6 +48,7 @@ impl ShardTarget {
             shard: shard.clone(),
             target: target.clone(),
             budget: Budget::new(shard, target.config.shard_budget),
+            inflow: Inflow::new(shard, target.config.shard_budget),
             connections: RefCell::default(),
             next: Cell::new(0),
             ticking: Cell::new(false),
@@ -66,6 +70,10 @@ impl ShardTarget {
         // A host that is gone without a word is noticed, keep-alive or not.
         let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE).with_retries(3);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+        let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &UNACKNOWLEDGED);
+        if self.connections.borrow().len() >= self.target.config.max_connections {
+            return self.rejections().note(Reason::TooManyConnections, peer);
+        }
         let id = self.next.get();
         self.next.set(id + 1);
         self.make_room(peer);
@@ -138,8 +146,9 @@ impl OnTimer for ShardTarget {
                 continue;
             }
             let owed = connection.slots.borrow().iter().filter_map(|s| s.owed_since()).min();
-            if owed.is_some_and(|since| now.saturating_sub(since) > DATA_TIMEOUT.as_nanos() as u64) {
-                self.rejections().note(Reason::Transfer, connection.peer);
+            let patience = self.target.config.data_timeout.as_nanos();
+            if owed.is_some_and(|since| u128::from(now.saturating_sub(since)) > patience) {
+                self.rejections().note(Reason::DataTimeout, connection.peer);
                 connection.close();
             }
         }

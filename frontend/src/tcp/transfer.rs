@@ -16,7 +16,7 @@ use super::connection::{Connection, Phase};
 use super::pdu::Fatal;
 use super::reject::Reason;
 use super::send::common;
-use super::wire_len;
+use super::{MAX_QUEUE_ENTRIES, MAXH2CDATA, wire_len};
 use crate::queue::{Completion, Data, Direction, Outcome, Queue, Reply, Ticket, Transport};
 
 /// A connection, as its queue knows it.
@@ -28,7 +28,18 @@ pub(super) struct Capsule {
     pub data: Option<Sgl>,
     /// Whether the data digest was right.
     pub intact: bool,
+    /// What is given back to the shard's [`super::inflow::Inflow`] when it ends.
+    pub held: usize,
 }
+
+/// R2Ts of one command that are outstanding at most, where the host takes as many.
+const WINDOWS: usize = 4;
+/// Bytes that each of several R2Ts of a command asks for.
+const WINDOW: usize = MAXH2CDATA as usize;
+/// A TTAG is the command's slot, and above it which of the command's R2Ts it is.
+const TAG_SHIFT: u32 = 10;
+
+const _: () = assert!(MAX_QUEUE_ENTRIES <= 1 << TAG_SHIFT && WINDOWS <= 1 << (16 - TAG_SHIFT));
 
 /// What a slot's command has of the connection.
 #[derive(Default)]
@@ -39,14 +50,32 @@ pub(super) struct SlotState {
     transfer: Option<Transfer>,
 }
 
-/// A command whose data the host was asked for. Its TTAG is its slot.
+/// A command whose data the host was asked for, at once or one part after the other.
 struct Transfer {
     ticket: Ticket,
     cid: u16,
     sgl: Sgl,
+    /// Where what was not asked for yet begins.
+    asked: usize,
     received: usize,
+    windows: [Window; WINDOWS],
     intact: bool,
+    /// When the host last sent some of it, or was first asked.
     since: u64,
+}
+
+/// What one R2T has asked for; without a length, there is none.
+#[derive(Clone, Copy, Default)]
+struct Window {
+    from: usize,
+    len: usize,
+    received: usize,
+}
+
+/// The slot and the window that a TTAG names.
+fn of_tag(ttag: u16) -> (usize, usize) {
+    let slot = ttag & ((1 << TAG_SHIFT) - 1);
+    (usize::from(slot), usize::from(ttag >> TAG_SHIFT))
 }
 
 impl SlotState {
@@ -98,19 +127,37 @@ impl Connection {
             return Data::Ready(sgl);
         }
         let since = self.shard.now();
-        let transfer = Transfer { ticket, cid, sgl, received: 0, intact: true, since };
+        let windows = Default::default();
+        let mut transfer = Transfer { ticket, cid, sgl, asked: 0, received: 0, windows, intact: true, since };
+        self.ask(&mut transfer);
         self.slot(ticket, |s| (s.lease, s.transfer) = (Some(lease), Some(transfer)));
-        let r2t = R2t {
-            ch: common(PduType::R2t, 0),
-            cccid: cid,
-            ttag: ticket.slot,
-            r2to: 0,
-            r2tl: wire_len(len),
-            reserved: 0,
-        };
-        self.tx.borrow_mut().pdu(r2t, None, self.agreed());
-        self.note();
         Data::Later
+    }
+
+    /// Asks for what a command still needs: for all of it if the host takes one R2T at a time, else for as many parts
+    /// as it takes.
+    fn ask(self: &Rc<Self>, transfer: &mut Transfer) {
+        let agreed = self.agreed();
+        let len = transfer.sgl.len();
+        let most = if agreed.r2ts > 1 { WINDOW } else { len };
+        for (window, at) in transfer.windows.iter_mut().zip(0..agreed.r2ts) {
+            let left = len.saturating_sub(transfer.asked);
+            if window.len > 0 || left == 0 {
+                continue;
+            }
+            *window = Window { from: transfer.asked, len: left.min(most), received: 0 };
+            transfer.asked = transfer.asked.saturating_add(window.len);
+            let r2t = R2t {
+                ch: common(PduType::R2t, 0),
+                cccid: transfer.cid,
+                ttag: transfer.ticket.slot | u16::try_from(at).unwrap_or(0) << TAG_SHIFT,
+                r2to: wire_len(window.from),
+                r2tl: wire_len(window.len),
+                reserved: 0,
+            };
+            self.tx.borrow_mut().pdu(r2t, None, agreed);
+            self.note();
+        }
     }
 
     fn slot<R>(&self, ticket: Ticket, f: impl FnOnce(&mut SlotState) -> R) -> Option<R> {
@@ -125,14 +172,19 @@ impl Connection {
     /// Where `len` bytes of an H2CData go, if they are the ones that were asked for.
     pub fn expected(&self, header: &DataHdr, len: usize) -> Result<Sgl, Fatal> {
         let slots = self.slots.borrow();
-        let transfer = slots.get(usize::from(header.ttag)).and_then(|s| s.transfer.as_ref());
-        let transfer = transfer.ok_or(Fatal::field(10, Reason::Transfer))?;
+        let (slot, window) = of_tag(header.ttag);
+        let transfer = slots.get(slot).and_then(|s| s.transfer.as_ref());
+        let window = transfer.and_then(|t| t.windows.get(window)).filter(|w| w.len > 0);
+        let (Some(transfer), Some(window)) = (transfer, window) else {
+            return Err(Fatal::field(10, Reason::Transfer));
+        };
         if transfer.cid != header.cccid {
             return Err(Fatal::field(8, Reason::Transfer));
         }
         let range = Err(Fatal::new(Fes::DataOutOfRange, 12, Reason::Transfer));
-        let left = transfer.sgl.len().saturating_sub(transfer.received);
-        if header.datao as usize != transfer.received || len > left {
+        let left = window.len.saturating_sub(window.received);
+        let from = window.from.saturating_add(window.received);
+        if header.datao as usize != from || len > left {
             return range;
         }
         if header.datal as usize != len {
@@ -142,18 +194,26 @@ impl Connection {
         if last != (len == left) {
             return Err(Fatal::field(1, Reason::Transfer));
         }
-        Ok(transfer.sgl.slice(transfer.received, len))
+        Ok(transfer.sgl.slice(from, len))
     }
 
     /// An H2CData is whole, its bytes where they belong.
     pub fn data_came(self: &Rc<Self>, header: &DataHdr, intact: bool) -> Result<(), Fatal> {
         let done = {
             let mut slots = self.slots.borrow_mut();
-            let Some(state) = slots.get_mut(usize::from(header.ttag)) else { return Ok(()) };
+            let (slot, window) = of_tag(header.ttag);
+            let Some(state) = slots.get_mut(slot) else { return Ok(()) };
             let Some(transfer) = &mut state.transfer else { return Ok(()) };
-            transfer.received = transfer.received.saturating_add(header.datal as usize);
+            let Some(window) = transfer.windows.get_mut(window) else { return Ok(()) };
+            let len = header.datal as usize;
+            window.received = window.received.saturating_add(len);
+            transfer.received = transfer.received.saturating_add(len);
             transfer.intact &= intact;
             transfer.since = self.shard.now();
+            if window.received == window.len {
+                *window = Window::default();
+                self.ask(transfer);
+            }
             if transfer.received < transfer.sgl.len() {
                 return Ok(());
             }
@@ -255,8 +315,11 @@ impl Transport for Wire {
         self.0.slot(ticket, |s| s.transfer.is_none()).unwrap_or(true)
     }
 
-    fn complete(&self, _capsule: Capsule, completion: Completion) {
+    fn complete(&self, capsule: Capsule, completion: Completion) {
         let connection = &self.0;
+        if capsule.held > 0 {
+            connection.home.inflow.give_back(&connection.capsules, capsule.held);
+        }
         let state = connection.slot(completion.ticket, std::mem::take).unwrap_or_default();
         if matches!(connection.phase.get(), Phase::Lingering | Phase::Closed) {
             return;
