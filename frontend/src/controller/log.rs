@@ -167,3 +167,20 @@ fn supported(discovery: bool) -> Vec<u8> {
 }
 
 const _: () = assert!(CHANGED_MAX * 4 == IDENTIFY_LEN);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e53_more_changes_than_the_list_holds() {
+        let mut logs = Logs::default();
+        (1..=1024).for_each(|nsid| logs.namespace_changed(nsid));
+        assert_eq!(logs.changed_list()[4092..], 1024u32.to_le_bytes());
+        (1025..5000).for_each(|nsid| logs.namespace_changed(nsid));
+        let mut want = vec![0; 4096];
+        want[..4].fill(0xff);
+        assert_eq!(logs.changed_list(), want);
+        assert!(logs.changed.len() <= CHANGED_MAX + 1, "and no more are kept");
+    }
+}

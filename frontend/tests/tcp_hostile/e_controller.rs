@@ -182,7 +182,7 @@ fn e53_every_log_page() {
 }
 
 #[test]
-fn e53_more_namespaces_changed_than_the_list_holds() {
+fn e53_changed_namespaces_are_listed_until_they_are_read() {
     let rig = Rig::new();
     let (mut admin, _io) = rig.connect(0);
     let changed = |rae: u32| {

@@ -3,6 +3,7 @@
 
 mod abort;
 mod client;
+mod coalesce;
 mod fuzz;
 mod parked;
 mod peer;
