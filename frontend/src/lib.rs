@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod controller;
+mod gate;
 mod namespace;
 mod nvm;
 mod pcie;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
+use crate::gate::Gate;
 use engine::{ChannelRef, Limits, Scope, Shard, Volume};
 use nvme_proto::opcode::NvmOpcode;
 
@@ -91,6 +92,7 @@ pub struct Attachment {
     current: Cell<bool>,
     /// Given when the namespace goes: let go with the last command. One for this and those that it was renewed from.
     gone: Rc<OnceCell<Sender<Infallible>>>,
+    gate: Rc<Gate>,
 }
 
 impl Attachment {
@@ -102,7 +104,7 @@ impl Attachment {
     ) -> Rc<Self> {
         let fence = reservations.fence();
         let guard = Guard { fenced: Cell::new(fence.1.is_some()), fence: RefCell::new(fence) };
-        Self::make(namespace, protection, mask, reservations, Rc::new(guard), Rc::default())
+        Self::make(namespace, protection, mask, reservations, Rc::new(guard), Rc::default(), Rc::default())
     }
 
     fn make(
@@ -112,6 +114,7 @@ impl Attachment {
         reservations: Arc<Reservations>,
         guard: Rc<Guard>,
         gone: Rc<OnceCell<Sender<Infallible>>>,
+        gate: Rc<Gate>,
     ) -> Rc<Self> {
         let limits = namespace.volume.limits();
         let block_shift = limits.block_size.trailing_zeros();
@@ -126,14 +129,15 @@ impl Attachment {
             channel: OnceCell::new(),
             current: Cell::new(true),
             gone,
+            gate,
         })
     }
 
     /// The same with the limits that the volume has now, for commands to come.
     pub(crate) fn renewed(&self, protection: Protection, mask: Mask) -> Rc<Self> {
         let (namespace, reservations) = (self.namespace.clone(), self.reservations.clone());
-        let (guard, gone) = (self.guard.clone(), self.gone.clone());
-        let new = Attachment::make(namespace, protection, mask, reservations, guard, gone);
+        let (guard, gone, gate) = (self.guard.clone(), self.gone.clone(), self.gate.clone());
+        let new = Attachment::make(namespace, protection, mask, reservations, guard, gone, gate);
         self.current.set(false);
         if let Some(channel) = self.channel.get() {
             let _ = new.channel.set(channel.clone());
@@ -172,6 +176,11 @@ impl Attachment {
         self.current.get()
     }
 
+    /// What writes go through.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
     /// Whether the namespace was removed.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone.get().is_some()
@@ -192,5 +201,6 @@ impl Attachment {
     pub(crate) fn going(&self, hold: Sender<Infallible>) {
         self.current.set(false);
         let _ = self.gone.set(hold);
+        self.gate.open();
     }
 }

@@ -3,7 +3,7 @@
 
 use nvme_proto::identify::{
     Cmic, Cns, CommandSet, CommandSetVector, ControllerList, ControllerType, Ctratt, Dlfeat, EntrySizes,
-    Frmw, IDENTIFY_LEN, IdentifyCdw10, IdentifyCdw11, IdentifyController, IdentifyNamespace,
+    Frmw, Fuses, IDENTIFY_LEN, IdentifyCdw10, IdentifyCdw11, IdentifyController, IdentifyNamespace,
     IndependentNamespace, LbaFormat, Lpa, NSID_ALL, NSID_MAX, NamespaceIdDescriptor, NamespaceIdType, Nmic,
     Nsfeat, NvmIdentifyController, NvmIdentifyNamespace, Oacs, Oaes, Ofcs, Oncs, Sgls, Vwc, ascii,
 };
@@ -206,6 +206,10 @@ impl Controller {
         id.oncs = self.abilities();
         id.vwc = Vwc::new().with_vwcp(namespaces.iter().any(|n| n.limits.volatile_cache)).with_fb(FLUSH_ALL);
         (id.awun_z, id.awupf_z) = (atomic_z, atomic_z);
+        if id.oncs.nvmcmps() {
+            id.fuses = Fuses::new().with_fcws(true);
+            id.acwu_z = atomic_z;
+        }
         // A power state must have a power: 25 W, in 10 mW.
         id.psd[0].mp = 2500;
         id
@@ -231,6 +235,7 @@ fn identify_namespace(attachment: &Attachment) -> IdentifyNamespace {
         .with_wzds(limits.write_zeroes && limits.unmap);
     let atomic_z = zero_based(limits.atomic_blocks);
     (id.nawun_z, id.nawupf_z) = (atomic_z, atomic_z);
+    id.nacwu_z = if limits.compare { atomic_z } else { 0 };
     id.noiob = u16::try_from(limits.optimal_boundary).unwrap_or(0);
     id.nvmcap = u128::from(limits.bytes()).into();
     if granular {

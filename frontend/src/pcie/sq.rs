@@ -147,6 +147,10 @@ impl Sq {
                 break;
             }
         }
+        if any && sq.head.get() == sq.tail.get() {
+            // Both of a fused pair come with one write of the doorbell.
+            queue.break_pair();
+        }
         any
     }
 

@@ -29,12 +29,12 @@ impl<T: Transport> Queue<T> {
                     }
                     return;
                 }
-                Stage::Queued => {
+                Stage::Queued | Stage::Fused(_) => {
                     drop(slots);
                     self.end(ticket, Status::ABORT_REQUESTED.into());
                     return answer.aborted();
                 }
-                Stage::Free | Stage::Fetched | Stage::Waiting => return,
+                Stage::Free | Stage::Fetched | Stage::Follows | Stage::Waiting => return,
             }
         };
         attachment.revoke(Scope::Io(IoId { origin: self.origin, tag: u64::from(ticket.slot) }));

@@ -2,6 +2,7 @@
 //! and I/O queues.
 
 mod abort;
+mod fused;
 mod reserve;
 mod run;
 mod slot;
@@ -44,6 +45,8 @@ pub struct Queue<T: Transport> {
     controller: Option<Rc<Controller>>,
     slots: RefCell<Slots<T::Command>>,
     verifies: RefCell<Verifies>,
+    /// The first of a fused pair, whose second is to come next.
+    first: Cell<Option<Ticket>>,
     /// The controller's counters on this shard.
     stats: Arc<ChannelStats>,
     transport: T,
@@ -82,6 +85,7 @@ impl<T: Transport> Queue<T> {
             controller,
             slots: RefCell::new(Slots::new(config.depth)),
             verifies: RefCell::default(),
+            first: Cell::new(None),
             stats: shared.stats().open(shard.id()),
             transport,
             closing: Cell::new(false),

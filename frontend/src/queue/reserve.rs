@@ -11,7 +11,7 @@ use nvme_proto::reservation::{AcquireCdw10, RegisterCdw10, ReleaseCdw10, ReportC
 use nvme_proto::zerocopy::FromBytes;
 use nvme_proto::{Sqe, Status};
 
-use super::slot::{Pending, Stage, Work};
+use super::slot::{Pending, Pieces, Stage, Work};
 use super::{Direction, Outcome, Queue, Ticket, Transport};
 use crate::namespace::Attachment;
 use crate::subsystem::{Ask, Command, Hold, HostId, Member, Viewer};
@@ -65,7 +65,9 @@ impl<T: Transport> Queue<T> {
     /// Whether a reservation that came while a command's data was on its way lets it go on.
     pub(super) fn may_still(&self, ticket: Ticket, work: &Work) -> bool {
         let opcode = self.slots.borrow_mut().get(ticket).map(|slot| slot.sqe.nvm());
-        opcode.is_some_and(|opcode| work.attachment.permits(&self.shared, opcode))
+        let permits = |opcode| work.attachment.permits(&self.shared, opcode);
+        let fused = matches!(work.pieces, Pieces::Fused(_));
+        opcode.is_some_and(permits) && (!fused || permits(NvmOpcode::Write))
     }
 
     /// Reservation Report: as much of the data structure as the host asks for.

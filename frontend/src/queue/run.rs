@@ -1,5 +1,6 @@
 //! A command's way through its slot.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use engine::mem::Sgl;
@@ -21,7 +22,10 @@ impl<T: Transport> Queue<T> {
     pub(super) fn dispatch(self: &Rc<Self>, ticket: Ticket, sqe: Sqe) {
         let intercepted = self.with_command(ticket, |c| self.transport.intercept(self, ticket, &sqe, c));
         match (intercepted.flatten(), &self.controller) {
-            (Some(outcome), _) => self.settle(ticket, &sqe, outcome),
+            (Some(outcome), _) => {
+                self.break_pair();
+                self.settle(ticket, &sqe, outcome);
+            }
             (None, Some(controller)) => {
                 // The command waits before the controller sees it: the answer may come inside the call.
                 self.stage(ticket, Stage::Waiting);
@@ -45,18 +49,25 @@ impl<T: Transport> Queue<T> {
         }
     }
 
-    fn nvm(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe) {
+    /// Why a command does nothing where its namespace is not: its NSID is inactive or invalid (Base 2.1, 3.2.1.4 and
+    /// 3.2.1.5).
+    pub(super) fn no_namespace(&self, sqe: &Sqe) -> Status {
+        match (1..=self.local.subsystem().max_namespaces()).contains(&sqe.nsid) {
+            _ if !nvm::is_known(sqe) => Status::INVALID_OPCODE,
+            true => Status::INVALID_FIELD,
+            false => Status::INVALID_NAMESPACE_OR_FORMAT,
+        }
+    }
+
+    pub(super) fn nvm(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe) {
+        if sqe.flags.fuse() != 0 || self.first.get().is_some() {
+            return self.fused(ticket, sqe);
+        }
         let Some(attachment) = self.local.namespace(sqe.nsid) else {
-            if sqe.nsid == ALL_NAMESPACES && sqe.opc == 0 && sqe.flags.fuse() == 0 {
+            if sqe.nsid == ALL_NAMESPACES && sqe.opc == 0 {
                 return self.flush_all(ticket);
             }
-            let status = match (1..=self.local.subsystem().max_namespaces()).contains(&sqe.nsid) {
-                _ if !nvm::is_known(sqe) => Status::INVALID_OPCODE,
-                // An inactive NSID and an invalid one (Base 2.1, 3.2.1.4 and 3.2.1.5).
-                true => Status::INVALID_FIELD,
-                false => Status::INVALID_NAMESPACE_OR_FORMAT,
-            };
-            return self.end(ticket, status.dnr().into());
+            return self.end(ticket, self.no_namespace(sqe).dnr().into());
         };
         match nvm::parse(sqe, &attachment.limits, crate::controller::MAX_TRANSFER) {
             Err(status) => self.end(ticket, status.into()),
@@ -93,10 +104,7 @@ impl<T: Transport> Queue<T> {
             None => self.end(ticket, Reply::default()),
             Some(last) => {
                 rest.push(last.clone());
-                self.work(
-                    ticket,
-                    Work { attachment: last, pieces: Pieces::Flushes(rest), aborts: Vec::new() },
-                );
+                self.work(ticket, Work::new(last, Pieces::Flushes(rest)));
             }
         }
     }
@@ -160,6 +168,7 @@ impl<T: Transport> Queue<T> {
         match then {
             _ if preempted => self.end(ticket, Status::ABORTED_PREEMPT_AND_ABORT.dnr().into()),
             Pending::Blocks(attachment, blocks) => self.start(ticket, attachment, blocks, sgl),
+            Pending::Fused(pair) => self.fused_data(ticket, pair, sgl),
             Pending::Ranges(attachment) => {
                 let mut list = vec![0; sgl.len()];
                 sgl.copy_out(0, &mut list);
@@ -191,17 +200,17 @@ impl<T: Transport> Queue<T> {
             Err(status) => self.end(ticket, status.into()),
             Ok(mut ranges) => {
                 ranges.reverse();
-                self.work(ticket, Work { attachment, pieces: Pieces::Ranges(ranges), aborts: Vec::new() });
+                self.work(ticket, Work::new(attachment, Pieces::Ranges(ranges)));
             }
         }
     }
 
     fn start(self: &Rc<Self>, ticket: Ticket, attachment: Rc<Attachment>, whole: Blocks, data: Sgl) {
         let pieces = Pieces::Run { whole, data, done: None };
-        self.work(ticket, Work { attachment, pieces, aborts: Vec::new() });
+        self.work(ticket, Work::new(attachment, pieces));
     }
 
-    pub(super) fn work(self: &Rc<Self>, ticket: Ticket, work: Work) {
+    pub(super) fn work(self: &Rc<Self>, ticket: Ticket, mut work: Work) {
         if !work.attachment.is_current()
             && let Err(status) = self.check_again(&work)
         {
@@ -209,6 +218,12 @@ impl<T: Transport> Queue<T> {
         }
         if work.attachment.is_fenced() && !self.may_still(ticket, &work) {
             return self.end(ticket, Status::RESERVATION_CONFLICT.dnr().into());
+        }
+        if work.passes_gate() {
+            if work.attachment.gate().holds(|| work.range()) {
+                return self.park(ticket, work);
+            }
+            work.entered = Some(work.attachment.gate().enter());
         }
         self.stage(ticket, Stage::Io(work));
         self.next_piece(ticket);
@@ -236,6 +251,7 @@ impl<T: Transport> Queue<T> {
         };
         match &work.pieces {
             Pieces::Run { whole, .. } | Pieces::Verify { whole, .. } => check(whole),
+            Pieces::Fused(fused) => check(fused.blocks()),
             Pieces::Ranges(ranges) => ranges.iter().try_for_each(check),
             Pieces::Flushes(_) => Ok(()),
         }
@@ -278,7 +294,7 @@ impl<T: Transport> Queue<T> {
     /// Ends a command; `lba` is where it failed, if that is known.
     fn release(self: &Rc<Self>, ticket: Ticket, reply: Reply, data: Sgl, lba: Option<u64>) {
         let Some(released) = self.slots.borrow_mut().release(ticket) else { return };
-        let Released { sqe, command, aborts, verified, hold } = released;
+        let Released { sqe, command, aborts, verified, hold, pair } = released;
         self.transport.complete(command, Completion { ticket, cid: sqe.cid, reply, data });
         if !reply.status.is_success() {
             self.note_failure(&sqe, reply.status, lba);
@@ -290,14 +306,39 @@ impl<T: Transport> Queue<T> {
         if verified {
             self.next_verify();
         }
+        if let Some(pair) = pair {
+            self.pair_ended(&pair, ticket, reply.status);
+        }
         self.check_closed();
     }
 }
 
 impl Work {
+    pub(super) fn new(attachment: Rc<Attachment>, pieces: Pieces) -> Self {
+        Work { attachment, pieces, aborts: Vec::new(), entered: None }
+    }
+
+    /// Whether it writes, and is not what the gate was closed for.
+    fn passes_gate(&self) -> bool {
+        match &self.pieces {
+            Pieces::Run { whole, .. } => whole.op.modifies(),
+            Pieces::Ranges(_) => true,
+            Pieces::Verify { .. } | Pieces::Fused(_) | Pieces::Flushes(_) => false,
+        }
+    }
+
+    /// The blocks that it touches.
+    fn range(&self) -> Range<u64> {
+        match &self.pieces {
+            Pieces::Run { whole, .. } => whole.lba..whole.lba.saturating_add(whole.blocks.into()),
+            _ => 0..u64::MAX,
+        }
+    }
+
     /// What is asked of the volume next; `None` when all is done.
     fn next(&mut self) -> Option<Request> {
         match &mut self.pieces {
+            Pieces::Fused(fused) => fused.next(),
             Pieces::Ranges(ranges) => {
                 let Blocks { op, lba, blocks } = ranges.pop()?;
                 Some(Request { op, lba, blocks, sgl: Sgl::empty() })
@@ -345,6 +386,7 @@ impl Work {
 
     fn has_more(&self) -> bool {
         match &self.pieces {
+            Pieces::Fused(fused) => fused.step < 2,
             Pieces::Ranges(ranges) => !ranges.is_empty(),
             Pieces::Verify { whole, done, .. } => *done < whole.blocks,
             Pieces::Flushes(rest) => !rest.is_empty(),
@@ -395,7 +437,14 @@ impl<T: Transport> Issuer for Queue<T> {
             (ticket, failed, lba)
         };
         match failed {
-            Some(status) => self.release(ticket, status.into(), Sgl::empty(), Some(lba)),
+            Some(status) => {
+                let mut of = ticket;
+                if let Some(second) = self.second_of(ticket) {
+                    self.end(ticket, Reply::default());
+                    of = second;
+                }
+                self.release(of, status.into(), Sgl::empty(), Some(lba));
+            }
             None => self.next_piece(ticket),
         }
     }

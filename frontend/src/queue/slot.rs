@@ -8,6 +8,7 @@ use engine::mem::Sgl;
 use nvme_proto::Sqe;
 
 use super::Ticket;
+use super::fused::{Fused, Pair};
 use crate::controller::AbortAnswer;
 use crate::namespace::Attachment;
 use crate::nvm::Blocks;
@@ -27,6 +28,10 @@ pub(super) enum Stage {
     Io(Work),
     /// It waits for others of its queue.
     Queued,
+    /// It waits for the other of its pair, or for their blocks.
+    Fused(Rc<Pair>),
+    /// The first of its pair is at work, for both.
+    Follows,
     /// Its controller or its transport ends it.
     Waiting,
 }
@@ -35,6 +40,8 @@ pub(super) enum Stage {
 pub(super) enum Pending {
     /// An operation on blocks.
     Blocks(Rc<Attachment>, Blocks),
+    /// One of a pair.
+    Fused(Rc<Pair>),
     /// The data lists ranges to deallocate.
     Ranges(Rc<Attachment>),
     /// The data goes with a command that changes the reservation.
@@ -52,6 +59,8 @@ pub(super) struct Work {
     pub pieces: Pieces,
     /// The Abort commands that want it back.
     pub aborts: Vec<AbortAnswer>,
+    /// It has passed the namespace's gate.
+    pub entered: Option<bool>,
 }
 
 pub(super) enum Pieces {
@@ -59,6 +68,8 @@ pub(super) enum Pieces {
     Run { whole: Blocks, data: Sgl, done: Option<u32> },
     /// A run of blocks that are read into the buffer again and again; `done` of them have been or are under way.
     Verify { whole: Blocks, buffer: Sgl, done: u32 },
+    /// Compare and Write.
+    Fused(Fused),
     /// Ranges; the last one is next.
     Ranges(Vec<Blocks>),
     /// A flush of each of these; the last one is next.
@@ -90,6 +101,8 @@ pub(super) struct Released<C> {
     pub verified: bool,
     /// The Preempt and Abort that waits for its end.
     pub hold: Option<Arc<Hold>>,
+    /// It was one of a pair.
+    pub pair: Option<Rc<Pair>>,
 }
 
 pub(super) struct Slots<C> {
@@ -161,17 +174,27 @@ impl<C> Slots<C> {
     pub fn release(&mut self, ticket: Ticket) -> Option<Released<C>> {
         let slot = self.get(ticket)?;
         let command = slot.command.take()?;
-        let (aborts, verified) = match &mut slot.stage {
+        let (mut aborts, mut verified, mut pair) = (Vec::new(), false, None);
+        match &mut slot.stage {
             Stage::Io(work) => {
-                (std::mem::take(&mut work.aborts), matches!(work.pieces, Pieces::Verify { .. }))
+                aborts = std::mem::take(&mut work.aborts);
+                if let Some(epoch) = work.entered {
+                    work.attachment.gate().leave(epoch);
+                }
+                match &work.pieces {
+                    Pieces::Verify { .. } => verified = true,
+                    Pieces::Fused(fused) => pair = Some(fused.pair.clone()),
+                    _ => {}
+                }
             }
-            _ => (Vec::new(), false),
-        };
+            Stage::Data(Pending::Fused(of)) | Stage::Fused(of) => pair = Some(of.clone()),
+            _ => {}
+        }
         slot.stage = Stage::Free;
         slot.preempted = false;
         let (sqe, hold) = (slot.sqe, slot.hold.take());
         self.free.push(ticket.slot);
-        Some(Released { sqe, command, aborts, verified, hold })
+        Some(Released { sqe, command, aborts, verified, hold, pair })
     }
 
     /// A command in flight with that identifier.
@@ -202,7 +225,9 @@ impl<C> Slots<C> {
 
     /// Commands that no volume has: they wait for data or for their controller.
     pub fn waiting(&self) -> Vec<Ticket> {
-        let waits = |s: &&Slot<C>| matches!(s.stage, Stage::Data(_) | Stage::Queued | Stage::Waiting);
+        let waits = |s: &&Slot<C>| {
+            matches!(s.stage, Stage::Data(_) | Stage::Queued | Stage::Fused(_) | Stage::Waiting)
+        };
         let ticket = |(at, s): (usize, &Slot<C>)| waits(&s).then_some(Ticket { slot: at as u16, seq: s.seq });
         self.all.iter().enumerate().filter_map(ticket).collect()
     }

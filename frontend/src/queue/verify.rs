@@ -56,7 +56,7 @@ impl<T: Transport> Queue<T> {
             }
             let len = ((whole.blocks as usize) << attachment.block_shift).min(PIECE);
             let pieces = Pieces::Verify { whole, buffer: Buf::new(len).sgl(0, len), done: 0 };
-            self.work(ticket, Work { attachment, pieces, aborts: Vec::new() });
+            self.work(ticket, Work::new(attachment, pieces));
             // It is at work, unless its namespace has changed too much.
             if self.slots.borrow_mut().get(ticket).is_some() {
                 return;

@@ -53,6 +53,11 @@ impl Local {
         let local =
             Rc::new(Local { shard: shard.clone(), subsystem: subsystem.clone(), state: RefCell::default() });
         local.update(subsystem.view(), None);
+        for attachment in local.namespaces() {
+            if let Some(range) = subsystem.locked_range(attachment.namespace.nsid) {
+                attachment.gate().close(range, None);
+            }
+        }
         shard.put_local(key, local.clone());
         local
     }

@@ -1,6 +1,7 @@
 //! NVM subsystems: the control half, called from any thread.
 
 mod local;
+mod range_lock;
 mod reservation;
 mod seen;
 
@@ -21,6 +22,8 @@ pub(crate) use local::Member;
 pub(crate) use reservation::{Answer, Ask, Command, Fence, Hold, Identity, Reservations};
 
 pub use local::Local;
+pub(crate) use range_lock::RangeGuard;
+use range_lock::RangeLocks;
 pub use reservation::{HostId, Persist, Stored};
 pub(crate) use seen::Seen;
 use seen::shows;
@@ -161,6 +164,7 @@ pub struct Subsystem {
     shards: Vec<ShardHandle>,
     /// MDIE: data that the media did not take or give back.
     media_errors: AtomicU64,
+    range_locks: RangeLocks,
     state: Mutex<State>,
 }
 
@@ -192,6 +196,7 @@ impl Subsystem {
             max_namespaces: config.max_namespaces,
             shards: shards.to_vec(),
             media_errors: AtomicU64::new(0),
+            range_locks: RangeLocks::default(),
             state: Mutex::new(state),
         }))
     }

@@ -11,6 +11,7 @@ mod d_connect;
 mod e_commands;
 mod e_controller;
 mod e_features;
+mod e_fused;
 
 use std::io::Write;
 

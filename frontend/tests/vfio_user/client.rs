@@ -321,13 +321,19 @@ impl Client {
         }
     }
 
-    pub fn submit(&mut self, queue: &mut Queue, mut sqe: Sqe) -> u16 {
+    pub fn submit(&mut self, queue: &mut Queue, sqe: Sqe) -> u16 {
+        let cid = self.place(queue, sqe);
+        self.ring(queue.qid, false, queue.tail);
+        cid
+    }
+
+    /// Puts a command into a queue; it is told of with the next one.
+    pub fn place(&mut self, queue: &mut Queue, mut sqe: Sqe) -> u16 {
         self.next_cid = (self.next_cid + 1) % 0x7fff;
         sqe.cid = self.next_cid;
         let at = queue.sq as usize + queue.tail as usize * 64;
         self.ram.sgl(at, 64).unwrap().copy_in(0, sqe.as_bytes());
         queue.tail = (queue.tail + 1) % queue.entries;
-        self.ring(queue.qid, false, queue.tail);
         sqe.cid
     }
 

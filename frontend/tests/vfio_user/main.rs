@@ -4,6 +4,7 @@
 mod abort;
 mod client;
 mod coalesce;
+mod fused;
 mod fuzz;
 mod parked;
 mod peer;
