@@ -11,7 +11,7 @@ use nvme_proto::zerocopy::IntoBytes;
 use nvme_proto::{Sqe, Status};
 
 use super::common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, icreq, pattern, rw};
-use super::{HEADER_DIGEST, HEADER_FIELD, SEQUENCE, UNSUPPORTED, others_live};
+use super::{HEADER_DIGEST, HEADER_FIELD, SEQUENCE, UNSUPPORTED, asked, others_live};
 
 #[test]
 fn a1_to_a5_bad_icreq() {
@@ -244,4 +244,181 @@ fn a17_connections_break_anywhere() {
         Host::raw(rig.addr).stream.write_all(&whole[..cut]).unwrap();
     }
     others_live(&rig);
+}
+
+#[test]
+fn a7_termination_before_icreq() {
+    let rig = Rig::new();
+    let mut host = Host::raw(rig.addr);
+    let mut bytes = [0u8; 24];
+    (bytes[0], bytes[2], bytes[4]) = (2, 24, 24);
+    host.send(&bytes);
+    assert!(host.receive().is_none(), "it is closed without an answer");
+    others_live(&rig);
+}
+
+#[test]
+fn a8_an_icreq_byte_by_byte_takes_too_long() {
+    let config = TargetConfig { connect_timeout: Duration::from_millis(50), ..TargetConfig::default() };
+    let rig = Rig::with(config, "127.0.0.1:0");
+    let mut slow = Host::raw(rig.addr);
+    // Far fewer than make an ICReq, however late the clock is looked at.
+    for byte in &icreq(0).as_bytes()[..120] {
+        if slow.stream.write_all(std::slice::from_ref(byte)).is_err() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(slow.is_closed());
+    assert_eq!(rig.target.rejections().count(Reason::HalfOpen), 1);
+}
+
+#[test]
+fn a11_a14_what_is_reserved_is_passed_over() {
+    let rig = Rig::new();
+    let (_admin, mut io) = rig.connect(0);
+    let data = pattern(2, 512);
+    let mut sqe = rw(1, 0, 512);
+    sqe.cid = 3;
+    sqe.set_sgl(SglDescriptor::in_capsule(512));
+    // Reserved flags, and junk in the padding before the data.
+    let mut bytes = io.capsule(sqe, &data);
+    bytes[1] |= 0xf0;
+    bytes.splice(72..72, [0xee; 56]);
+    bytes[3] = 128;
+    bytes[4..8].copy_from_slice(&(128 + 512u32).to_le_bytes());
+    io.send(&bytes);
+    assert!(io.complete(&[]).0.status().is_success());
+    assert_eq!(io.read(0, 512).1, data);
+    // PDO where there is no data means nothing.
+    let mut flush = Sqe { opc: 0, nsid: 1, cid: 4, ..Sqe::default() };
+    flush.set_sgl(SglDescriptor::transport(0));
+    let mut bytes = io.capsule(flush, &[]);
+    bytes[3] = 200;
+    io.send(&bytes);
+    assert!(io.complete(&[]).0.status().is_success());
+}
+
+#[test]
+fn a13_lengths_that_are_announced_and_never_come_cost_nothing() {
+    let rig = Rig::new();
+    let hosts: Vec<Host> = (0..16)
+        .map(|_| {
+            let mut host = Host::open(rig.addr, 0);
+            let mut bytes = host.capsule(Sqe::default(), &[0; 64]);
+            bytes[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+            host.send(&bytes);
+            assert_eq!(host.terminated().fes, HEADER_FIELD);
+            host
+        })
+        .collect();
+    assert_eq!(rig.target.rejections().count(Reason::PduLength), 16);
+    drop(hosts);
+    others_live(&rig);
+}
+
+#[test]
+fn a16_no_answer_to_an_answer() {
+    let rig = Rig::new();
+    let mut host = Host::open(rig.addr, 0);
+    let mut term = [0u8; 24];
+    (term[0], term[2], term[4], term[8]) = (2, 24, 24, 1);
+    // A type that does not exist, and a termination of what terminates it, over and over.
+    let mut bytes = [0u8; 24];
+    (bytes[0], bytes[2], bytes[4]) = (0xff, 24, 24);
+    host.send(&bytes);
+    for _ in 0..100 {
+        if host.stream.write_all(&term).is_err() {
+            break;
+        }
+    }
+    let mut answers = 0;
+    while let Some(pdu) = host.receive() {
+        assert_eq!(pdu.ch.pdu_type, PduType::C2hTermReq);
+        answers += 1;
+    }
+    assert_eq!(answers, 1);
+    others_live(&rig);
+}
+
+#[test]
+fn a17_every_pdu_byte_by_byte() {
+    let rig = Rig::new();
+    let dribble = |host: &mut Host, bytes: &[u8]| {
+        bytes.iter().for_each(|byte| host.send(std::slice::from_ref(byte)));
+    };
+    let mut admin = Host::raw(rig.addr);
+    dribble(&mut admin, icreq(3).as_bytes());
+    assert_eq!(admin.receive().unwrap().ch.pdu_type, PduType::IcResp);
+    admin.digests = 3;
+    let connect = Connect { recfmt: 0, qid: 0, sqsize_z: 31, cattr: Cattr::new(), kato: 0 };
+    let mut sqe = connect.to_sqe(1);
+    sqe.set_sgl(SglDescriptor::in_capsule(1024));
+    let bytes = admin.capsule(sqe, connect_data(SUBNQN, HOSTNQN, 0xffff).as_bytes());
+    dribble(&mut admin, &bytes);
+    assert!(admin.complete(&[]).0.status().is_success());
+    let (_admin, mut io) = rig.connect(3);
+    let data = pattern(9, 9000 / 512 * 512);
+    let mut sqe = rw(1, 0, data.len());
+    sqe.cid = 2;
+    sqe.set_sgl(SglDescriptor::transport(data.len() as u32));
+    let bytes = io.capsule(sqe, &[]);
+    dribble(&mut io, &bytes);
+    let r2t: R2t = io.receive().unwrap().read();
+    for pdu in io.h2c(&r2t, &data, 4096) {
+        dribble(&mut io, &pdu);
+    }
+    assert!(io.complete(&[]).0.status().is_success());
+    assert!(io.read(0, data.len()).1 == data);
+}
+
+/// FIN and RST wherever a connection may be.
+#[test]
+fn a17_hosts_leave_in_each_state() {
+    let rig = Rig::new();
+    for reset in [false, true] {
+        let leave = |host: Host| {
+            if reset {
+                socket2::SockRef::from(&host.stream).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            drop(host);
+        };
+        leave(Host::raw(rig.addr));
+        leave(Host::open(rig.addr, 3));
+        let mut partial = Host::open(rig.addr, 0);
+        partial.send(&[4, 0, 72, 0, 72]);
+        leave(partial);
+        let (admin, io) = rig.connect(0);
+        leave(io);
+        leave(admin);
+        let (admin, io) = rig.connect(0);
+        leave(admin);
+        leave(io);
+        // Owing data, in the middle of it, and with reads on their way.
+        let (admin, io, _) = asked(&rig);
+        leave(io);
+        leave(admin);
+        let (admin, mut io, r2t) = asked(&rig);
+        let pdu = &io.h2c(&r2t, &[1; 65536], 65536)[0];
+        io.send(&pdu[..30000]);
+        leave(io);
+        leave(admin);
+        let (admin, mut io) = rig.connect(0);
+        for cid in 0..64 {
+            let mut sqe = Sqe { cid, ..rw(2, 0, 65536) };
+            sqe.set_sgl(SglDescriptor::transport(65536));
+            let bytes = io.capsule(sqe, &[]);
+            io.send(&bytes);
+        }
+        leave(io);
+        leave(admin);
+        others_live(&rig);
+    }
+    for _ in 0..4000 {
+        if rig.subsystem.controllers().is_empty() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("controllers are left: {:?}", rig.subsystem.controllers());
 }

@@ -3,10 +3,12 @@
 use frontend::tcp::Reason;
 use nvme_proto::dptr::{SglDescriptor, SglSubtype, SglType};
 use nvme_proto::fabrics::{Cattr, Connect};
+use nvme_proto::tcp::R2t;
+use nvme_proto::zerocopy::IntoBytes;
 use nvme_proto::{Sqe, Status};
 
-use super::common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, rw};
-use super::{LIMIT, others_live};
+use super::common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, pattern, rw};
+use super::{HEADER_FIELD, LIMIT, others_live};
 
 #[test]
 fn b19_to_b24_data_pointers() {
@@ -81,5 +83,143 @@ fn b26_more_commands_than_the_queue_has() {
     }
     assert_eq!(io.terminated().fes, LIMIT);
     assert_eq!(rig.target.rejections().count(Reason::QueueOverrun), 1);
+    others_live(&rig);
+}
+
+#[test]
+fn b19_descriptors_of_fabrics_commands() {
+    let rig = Rig::new();
+    let mut host = Host::open(rig.addr, 0);
+    let connect = Connect { recfmt: 0, qid: 0, sqsize_z: 31, cattr: Cattr::new(), kato: 0 };
+    let data = connect_data(SUBNQN, HOSTNQN, 0xffff);
+    let mut status = |edit: &dyn Fn(&mut Sqe), data: &[u8]| {
+        let mut sqe = connect.to_sqe(5);
+        sqe.set_sgl(SglDescriptor::in_capsule(1024));
+        edit(&mut sqe);
+        let bytes = host.capsule(sqe, data);
+        host.send(&bytes);
+        host.complete(&[]).0.status()
+    };
+    let data = data.as_bytes();
+    for kind in [SglType::BitBucket, SglType::Segment, SglType::LastSegment, SglType::KeyedDataBlock] {
+        let sgl = SglDescriptor::new(kind, SglSubtype::Offset, 0, 1024);
+        let got = status(&|s| s.set_sgl(sgl), data);
+        assert_eq!(got, Status::SGL_DESCRIPTOR_TYPE_INVALID.dnr(), "{kind:?}");
+    }
+    let transport = status(&|s| s.set_sgl(SglDescriptor::transport(1024)), &[]);
+    assert_eq!(transport, Status::SGL_DESCRIPTOR_TYPE_INVALID.dnr());
+    let offset = SglDescriptor::new(SglType::DataBlock, SglSubtype::Offset, 4, 1024);
+    assert_eq!(status(&|s| s.set_sgl(offset), data), Status::SGL_OFFSET_INVALID.dnr());
+    let length = Status::DATA_SGL_LENGTH_INVALID.dnr();
+    for len in [0, 1023, 1025, u32::MAX] {
+        assert_eq!(status(&|s| s.set_sgl(SglDescriptor::in_capsule(len)), data), length, "{len}");
+    }
+    assert_eq!(status(&|_| {}, &data[..1020]), length);
+    assert_eq!(status(&|_| {}, &[]), length);
+    for psdt in [0, 2, 3] {
+        let got = status(&|s| s.flags = s.flags.with_psdt(psdt), data);
+        assert_eq!(got, Status::INVALID_FIELD.dnr(), "PSDT {psdt}");
+    }
+    assert!(status(&|_| {}, data).is_success(), "the same connection may still connect");
+    others_live(&rig);
+}
+
+#[test]
+fn b21_more_data_than_a_capsule_has_room_for() {
+    let rig = Rig::new();
+    // Before Connect and on the admin queue 8 KiB, on an I/O queue 16 KiB.
+    let (admin, io) = rig.connect(0);
+    for (mut host, most) in [(Host::open(rig.addr, 0), 8192), (io, 16384), (admin, 8192)] {
+        let sqe = Sqe { opc: 0x7e, ..Sqe::default() };
+        let bytes = host.capsule(sqe, &vec![0; most]);
+        host.send(&bytes);
+        assert!(!host.complete(&[]).0.status().is_success(), "no such command");
+        let bytes = host.capsule(sqe, &vec![0; most + 4]);
+        host.send(&bytes);
+        let terminated = host.terminated();
+        assert_eq!((terminated.fes, terminated.fei), (HEADER_FIELD, 4), "{most}");
+    }
+    others_live(&rig);
+}
+
+/// The length of an SGL is no measure of what is allocated or asked for.
+#[test]
+fn b22_an_sgl_of_four_gib() {
+    let rig = Rig::new();
+    let (_admin, mut io) = rig.connect(0);
+    let data = pattern(1, 512);
+    let mut sqe = Sqe { cid: 1, ..rw(1, 0, 512) };
+    sqe.set_sgl(SglDescriptor::transport(u32::MAX));
+    let bytes = io.capsule(sqe, &[]);
+    io.send(&bytes);
+    let r2t: R2t = io.receive().unwrap().read();
+    assert_eq!((r2t.r2to, r2t.r2tl), (0, 512));
+    for pdu in io.h2c(&r2t, &data, 512) {
+        io.send(&pdu);
+    }
+    assert!(io.complete(&[]).0.status().is_success());
+    let mut sqe = Sqe { cid: 2, ..rw(2, 0, 512) };
+    sqe.set_sgl(SglDescriptor::transport(u32::MAX));
+    let bytes = io.capsule(sqe, &[]);
+    io.send(&bytes);
+    assert_eq!(io.complete(&[]).1, data);
+}
+
+/// Two commands of one identifier: each is answered, and a transfer's data goes by its tag.
+#[test]
+fn b25_identifiers_used_twice() {
+    let rig = Rig::new();
+    let (_admin, mut io) = rig.connect(0);
+    for cid in [7, 0xffff] {
+        let mut r2ts = Vec::new();
+        for slba in [0, 128] {
+            let mut sqe = Sqe { cid, ..rw(1, slba, 65536) };
+            sqe.set_sgl(SglDescriptor::transport(65536));
+            let bytes = io.capsule(sqe, &[]);
+            io.send(&bytes);
+            r2ts.push(io.receive().unwrap().read::<R2t>());
+        }
+        assert_ne!(r2ts[0].ttag, r2ts[1].ttag);
+        let both = [pattern(1, 65536), pattern(2, 65536)];
+        for (r2t, data) in r2ts.iter().zip(&both).rev() {
+            for pdu in io.h2c(r2t, data, 65536) {
+                io.send(&pdu);
+            }
+        }
+        for _ in 0..2 {
+            let (cqe, _) = io.complete(&[]);
+            assert!(cqe.cid == cid && cqe.status().is_success());
+        }
+        assert!(io.read(0, 65536).1 == both[0] && io.read(128, 65536).1 == both[1]);
+    }
+    others_live(&rig);
+}
+
+/// From other emulators: sums of SLBA, NLB and block size that overflow.
+#[test]
+fn b_transfers_beyond_everything() {
+    let rig = Rig::new();
+    let (_admin, mut io) = rig.connect(0);
+    let last = (64 << 20) / 512;
+    for opc in [1, 2, 5, 8] {
+        for (slba, nlb_z) in [
+            (0, 0xffff),
+            (u64::MAX, 0),
+            (u64::MAX, 0xffff),
+            (u64::MAX - 0xffff, 0xffff),
+            (u64::MAX / 512, 7),
+            (last, 0),
+            (last - 1, 1),
+        ] {
+            let mut sqe = Sqe { cid: 9, cdw12: nlb_z, ..rw(opc, slba, 512) };
+            sqe.set_sgl(SglDescriptor::transport(u32::MAX));
+            let bytes = io.capsule(sqe, &[]);
+            io.send(&bytes);
+            let (cqe, data) = io.complete(&[]);
+            let fits = opc == 8 && slba == 0;
+            assert!(cqe.status().is_success() == fits && data.is_empty(), "{opc} {slba:#x} {nlb_z:#x}");
+        }
+    }
+    assert!(io.write(last - 1, &pattern(1, 512)).status().is_success());
     others_live(&rig);
 }

@@ -1,13 +1,17 @@
 //! C: data that was asked for, and data that was not.
 
-use frontend::tcp::TargetConfig;
-use nvme_proto::Sqe;
+use std::time::Duration;
+
+use frontend::Namespace;
+use frontend::tcp::{Reason, TargetConfig};
 use nvme_proto::dptr::SglDescriptor;
 use nvme_proto::register::offset;
 use nvme_proto::tcp::{DataHdr, PduType, R2t, flags};
 use nvme_proto::zerocopy::{FromZeros, IntoBytes};
+use nvme_proto::{Sqe, Status};
 
-use super::common::{Rig, pattern, rw};
+use super::common::stall::Stall;
+use super::common::{Host, Rig, pattern, rw};
 use super::{HEADER_FIELD, OUT_OF_RANGE, asked, others_live};
 
 #[test]
@@ -107,4 +111,136 @@ fn c36_what_a_host_pins_is_bounded() {
         assert!(greedy.complete(&data).0.status().is_success());
         ended += 1;
     }
+}
+
+/// An H2CData of 4096 bytes whose header was changed, sent where an R2T for 64 KiB is outstanding.
+fn sent(io: &mut Host, r2t: &R2t, edit: impl Fn(&mut DataHdr)) {
+    let mut header = DataHdr::new_zeroed();
+    header.ch.pdu_type = PduType::H2cData;
+    (header.cccid, header.ttag, header.datal) = (r2t.cccid, r2t.ttag, 4096);
+    edit(&mut header);
+    let bytes = io.pdu(header.as_bytes(), &[1; 4096]);
+    io.send(&bytes);
+}
+
+#[test]
+fn c28_data_that_nobody_asked_for() {
+    let rig = Rig::new();
+    for ttag in [0, 1, 1023, 1024, 4095, 0xffff] {
+        let (_admin, mut io) = rig.connect(0);
+        let nothing = R2t { ttag, ..R2t::new_zeroed() };
+        sent(&mut io, &nothing, |_| {});
+        let terminated = io.terminated();
+        assert_eq!((terminated.fes, terminated.fei), (HEADER_FIELD, 10), "{ttag}");
+    }
+    // Nor before Connect.
+    let mut host = Host::open(rig.addr, 0);
+    sent(&mut host, &R2t::new_zeroed(), |_| {});
+    assert_eq!(host.terminated().fes, HEADER_FIELD);
+    assert_eq!(rig.target.rejections().count(Reason::Transfer), 7);
+    others_live(&rig);
+}
+
+#[test]
+fn c29_c30_the_tag_of_another_command() {
+    let rig = Rig::new();
+    let (_admin, mut io, first) = asked(&rig);
+    let mut sqe = Sqe { cid: 78, ..rw(1, 128, 65536) };
+    sqe.set_sgl(SglDescriptor::transport(65536));
+    let capsule = io.capsule(sqe, &[]);
+    io.send(&capsule);
+    let second: R2t = io.receive().unwrap().read();
+    sent(&mut io, &first, |h| h.ttag = second.ttag);
+    let terminated = io.terminated();
+    assert_eq!((terminated.fes, terminated.fei), (HEADER_FIELD, 8));
+    others_live(&rig);
+}
+
+#[test]
+fn c31_overlaps_and_steps_back() {
+    let rig = Rig::new();
+    for datao in [0u32, 2048, 4095, 8192] {
+        let (_admin, mut io, r2t) = asked(&rig);
+        sent(&mut io, &r2t, |_| {});
+        sent(&mut io, &r2t, |h| h.datao = datao);
+        assert_eq!(io.terminated().fes, OUT_OF_RANGE, "{datao} after 0 to 4096");
+    }
+    let (_admin, mut io) = rig.connect(0);
+    assert_eq!(io.read(0, 65536).1, vec![0; 65536], "nothing of it was written");
+    others_live(&rig);
+}
+
+#[test]
+fn c32_to_c34_ends_that_are_none() {
+    let rig = Rig::new();
+    // DATAO + DATAL wraps.
+    let (_admin, mut io, r2t) = asked(&rig);
+    sent(&mut io, &r2t, |h| h.datao = u32::MAX - 4095);
+    assert_eq!(io.terminated().fes, OUT_OF_RANGE);
+    // The last PDU twice.
+    let (_admin, mut io, r2t) = asked(&rig);
+    let pdus = io.h2c(&r2t, &[1; 65536], 32768);
+    io.send(&pdus[0]);
+    io.send(&pdus[1]);
+    io.send(&pdus[1]);
+    assert_eq!(io.terminated().fes, HEADER_FIELD);
+    // More than was asked for.
+    let (_admin, mut io) = rig.connect(0);
+    let mut sqe = Sqe { cid: 77, ..rw(1, 0, 2048) };
+    sqe.set_sgl(SglDescriptor::transport(2048));
+    let capsule = io.capsule(sqe, &[]);
+    io.send(&capsule);
+    let r2t: R2t = io.receive().unwrap().read();
+    sent(&mut io, &r2t, |h| h.ch.flags |= flags::LAST_PDU);
+    assert_eq!(io.terminated().fes, OUT_OF_RANGE);
+    others_live(&rig);
+}
+
+/// A read has no buffer that data could go to, nor has a command that has ended.
+#[test]
+fn c35_data_for_a_read_and_for_what_has_ended() {
+    let rig = Rig::new();
+    let volume = Stall::new(true);
+    let stalled = Namespace { nsid: 7, uuid: [7; 16], nguid: [0; 16], eui64: [0; 8], volume: volume.clone() };
+    rig.subsystem.add_namespace(stalled).unwrap();
+    let (mut bystander, _io) = rig.connect(0);
+    for (cccid, ttag) in [(2u16, 1u16), (1, 0)] {
+        let (mut admin, mut io) = rig.connect(0);
+        // A read that is aborted, and one that is under way, in the slots from 0 on.
+        for cid in [1, 2] {
+            let mut sqe = Sqe { cid, nsid: 7, ..rw(2, 0, 4096) };
+            sqe.set_sgl(SglDescriptor::transport(4096));
+            let bytes = io.capsule(sqe, &[]);
+            io.send(&bytes);
+        }
+        while volume.held() < 2 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let abort = Sqe { opc: 8, cdw10: 1 | 1 << 16, ..Sqe::default() };
+        assert!(admin.run(abort, &[], 0).0.status().is_success());
+        assert_eq!(io.complete(&[]).0.status(), Status::ABORT_REQUESTED);
+        let tag = R2t { cccid, ttag, ..R2t::new_zeroed() };
+        sent(&mut io, &tag, |h| h.ch.flags |= flags::LAST_PDU);
+        let terminated = io.terminated();
+        assert_eq!((terminated.fes, terminated.fei), (HEADER_FIELD, 10));
+        while volume.held() > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    assert_eq!(bystander.property_get(offset::CSTS, 0) & 1, 1);
+    others_live(&rig);
+}
+
+#[test]
+fn c36_data_that_never_comes() {
+    let config = TargetConfig { data_timeout: Duration::from_millis(50), ..TargetConfig::default() };
+    let rig = Rig::with(config, "127.0.0.1:0");
+    let (mut bystander, mut other) = rig.connect(0);
+    let (_admin, mut io, r2t) = asked(&rig);
+    let part = io.h2c(&r2t, &[1; 65536], 4096);
+    io.send(&part[0]);
+    assert!(io.is_closed());
+    assert_eq!(rig.target.rejections().count(Reason::DataTimeout), 1);
+    assert_eq!(bystander.property_get(offset::CSTS, 0) & 1, 1);
+    assert!(other.write(0, &pattern(1, 512)).status().is_success(), "who owes nothing stays");
 }

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use frontend::tcp::Reason;
-use nvme_proto::Status;
+use frontend::Namespace;
+use frontend::tcp::{Reason, TargetConfig};
+use nvme_proto::dptr::SglDescriptor;
 use nvme_proto::fabrics::{Cattr, Connect, Property, invalid_parameter};
 use nvme_proto::register::offset;
+use nvme_proto::{Sqe, Status};
 
-use super::common::{HOSTNQN, Host, Rig, SUBNQN, connect_data};
+use super::common::stall::Stall;
+use super::common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, rw, subsystem};
 use super::others_live;
 
 #[test]
@@ -164,4 +167,231 @@ fn d46_controllers_come_and_go() {
         std::thread::sleep(Duration::from_millis(5));
     }
     panic!("controllers are left: {:?}", rig.subsystem.controllers());
+}
+
+const ADMIN: Connect = Connect { recfmt: 0, qid: 0, sqsize_z: 31, cattr: Cattr::new(), kato: 0 };
+const IO: Connect = Connect { qid: 1, ..ADMIN };
+
+#[test]
+fn d38_a_controller_of_another_subsystem() {
+    let rig = Rig::new();
+    let other = subsystem(&rig.shards, "nqn.2024-01.test:other");
+    rig.target.listen(rig.addr, &other).unwrap();
+    let mut admin = Host::open(rig.addr, 0);
+    let cntlid = admin.connect_admin(SUBNQN, 0);
+    admin.enable();
+    let parameter = (Status::CONNECT_INVALID_PARAMETERS.dnr(), invalid_parameter(true, 16));
+    let mut io = Host::open(rig.addr, 0);
+    let cqe = io.connect(IO, &connect_data("nqn.2024-01.test:other", HOSTNQN, cntlid));
+    assert_eq!((cqe.status(), cqe.dw0), parameter);
+    // One that has ended.
+    drop(admin);
+    while !rig.subsystem.controllers().is_empty() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let cqe = io.connect(IO, &connect_data(SUBNQN, HOSTNQN, cntlid));
+    assert_eq!((cqe.status(), cqe.dw0), parameter);
+    // The static model's "any controller", for an admin queue.
+    let cqe = io.connect(ADMIN, &connect_data(SUBNQN, HOSTNQN, 0xfffe));
+    assert_eq!((cqe.status(), cqe.dw0), parameter);
+    others_live(&rig);
+}
+
+#[test]
+fn d39_queues_beyond_what_was_granted() {
+    let rig = Rig::new();
+    let mut admin = Host::open(rig.addr, 0);
+    let cntlid = admin.connect_admin(SUBNQN, 0);
+    admin.enable();
+    let queues = |n_z: u32| Sqe { opc: 9, cdw10: 7, cdw11: n_z << 16 | n_z, ..Sqe::default() };
+    assert_eq!(admin.run(queues(1), &[], 0).0.dw0, 0x0001_0001);
+    let queue = |qid| {
+        let mut io = Host::open(rig.addr, 0);
+        let cqe = io.connect(Connect { qid, ..IO }, &connect_data(SUBNQN, HOSTNQN, cntlid));
+        (io, cqe.status(), cqe.dw0)
+    };
+    let range = (Status::CONNECT_INVALID_PARAMETERS.dnr(), invalid_parameter(false, 42));
+    for qid in [3, 129, 0xfffe, 0xffff] {
+        let (_, status, dw0) = queue(qid);
+        assert_eq!((status, dw0), range, "{qid}");
+    }
+    let (_one, status, _) = queue(1);
+    assert!(status.is_success());
+    assert_eq!(queue(1).1, Status::COMMAND_SEQUENCE_ERROR.dnr(), "twice");
+    assert_eq!(admin.run(queues(7), &[], 0).0.status(), Status::COMMAND_SEQUENCE_ERROR.dnr(), "too late");
+    others_live(&rig);
+}
+
+#[test]
+fn d39_a_queue_is_used_again_while_it_ends() {
+    let rig = Rig::new();
+    let volume = Stall::new(false);
+    let stalled = Namespace { nsid: 7, uuid: [7; 16], nguid: [0; 16], eui64: [0; 8], volume: volume.clone() };
+    rig.subsystem.add_namespace(stalled).unwrap();
+    let mut admin = Host::open(rig.addr, 0);
+    let cntlid = admin.connect_admin(SUBNQN, 0);
+    admin.enable();
+    let data = connect_data(SUBNQN, HOSTNQN, cntlid);
+    let mut io = Host::open(rig.addr, 0);
+    assert!(io.connect(IO, &data).status().is_success());
+    let mut sqe = Sqe { cid: 1, nsid: 7, ..rw(1, 0, 512) };
+    sqe.set_sgl(SglDescriptor::in_capsule(512));
+    let bytes = io.capsule(sqe, &[1; 512]);
+    io.send(&bytes);
+    while volume.held() == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(io);
+    while volume.revoked() == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // As long as a write of the old one may land, there is no new one.
+    let again = || Host::open(rig.addr, 0).connect(IO, &data).status();
+    assert_eq!(again(), Status::COMMAND_SEQUENCE_ERROR.dnr());
+    volume.release(Ok(()));
+    while !again().is_success() {}
+    assert_eq!(admin.property_get(offset::CSTS, 0) & 1, 1);
+}
+
+#[test]
+fn d41_names_that_are_none() {
+    let rig = Rig::new();
+    let mut host = Host::open(rig.addr, 0);
+    let field = |name: &[u8]| {
+        let mut field = [0u8; 256];
+        field[..name.len()].copy_from_slice(name);
+        field
+    };
+    let long = [&b"nqn.2024-01.test:"[..], &[b'x'; 210]].concat();
+    let bad = [
+        field(b""),
+        field(&long),
+        field(b"nqn.2024-01.test:\x01\x1b[31m"),
+        field(b"nqn.2024-01.test:\xc3\x28"),
+        field(b"disk"),
+        field(b"\0nqn.2024-01.test:disk"),
+    ];
+    let mut refused = 0;
+    for name in bad {
+        for (at, which) in [(256, 0), (512, 1)] {
+            let mut data = connect_data(SUBNQN, HOSTNQN, 0xffff);
+            *(if which == 0 { &mut data.subnqn } else { &mut data.hostnqn }) = name;
+            let cqe = host.connect(ADMIN, &data);
+            let status = Status::CONNECT_INVALID_PARAMETERS.dnr();
+            assert_eq!((cqe.status(), cqe.dw0), (status, invalid_parameter(true, at)), "{name:?}");
+            refused += 1;
+        }
+    }
+    let counted = rig.target.rejections();
+    let counted =
+        [Reason::ConnectHostNqn, Reason::ConnectParameters, Reason::ConnectRefused].map(|r| counted.count(r));
+    assert_eq!(counted.iter().sum::<u64>(), refused);
+    others_live(&rig);
+}
+
+#[test]
+fn d42_one_hostid_under_two_names() {
+    let rig = Rig::new();
+    let mut admin = Host::open(rig.addr, 0);
+    let cntlid = admin.connect_admin(SUBNQN, 0);
+    admin.enable();
+    // Two hosts: each has its own controller, and neither gets at the other's.
+    let mut other = Host::open(rig.addr, 0);
+    let mut data = connect_data(SUBNQN, "nqn.2024-01.test:twin", 0xffff);
+    data.reserved18.fill(0xff);
+    data.reserved768.fill(0xff);
+    let cqe = other.connect(ADMIN, &data);
+    assert!(cqe.status().is_success() && cqe.dw0 != u32::from(cntlid));
+    data.cntlid = cntlid;
+    assert!(!Host::open(rig.addr, 0).connect(IO, &data).status().is_success());
+    drop(other);
+    assert_eq!(admin.property_get(offset::CSTS, 0) & 1, 1);
+    others_live(&rig);
+}
+
+#[test]
+fn d43_fabrics_commands_on_an_io_queue() {
+    let rig = Rig::new();
+    let (mut admin, mut io) = rig.connect(0);
+    let set = Property { offset: offset::CC, size: 0, value: 0 }.set(0);
+    assert_eq!(io.run(set, &[], 0).0.status(), Status::INVALID_OPCODE.dnr());
+    assert_eq!(admin.property_get(offset::CSTS, 0) & 1, 1, "nothing was reset");
+    for fctype in 0..=0xffu32 {
+        // Connect is out of sequence, and Disconnect ends the queue.
+        if matches!(fctype, 0 | 1 | 4 | 8) {
+            continue;
+        }
+        for queue in [&mut admin, &mut io] {
+            let sqe = Sqe { opc: 0x7f, nsid: fctype, ..Sqe::default() };
+            assert_eq!(queue.run(sqe, &[], 0).0.status(), Status::INVALID_OPCODE.dnr(), "{fctype:#x}");
+        }
+    }
+    others_live(&rig);
+}
+
+#[test]
+fn d45_shutdown_and_resets() {
+    let rig = Rig::new();
+    let mut admin = Host::open(rig.addr, 0);
+    admin.connect_admin(SUBNQN, 0);
+    for _ in 0..20 {
+        admin.enable();
+        // Shut down, reset while that is so, and enabled again.
+        admin.property_set(offset::CC, 0x46_4001);
+        admin.wait_csts(0xc, 0x8);
+        admin.property_set(offset::CC, 0x46_0000);
+        admin.wait_csts(0xd, 0);
+    }
+    // A shutdown that was never enabled.
+    admin.property_set(offset::CC, 0x46_4000);
+    admin.wait_csts(0xc, 0x8);
+    admin.property_set(offset::CC, 0x46_0000);
+    admin.enable();
+    others_live(&rig);
+}
+
+/// All controllers that a subsystem can have: who comes later is told that it is busy, until one goes.
+#[test]
+fn d46_no_controller_is_left() {
+    let config = TargetConfig { max_half_open: 64, ..TargetConfig::default() };
+    let rig = Rig::with(config, "127.0.0.1:0");
+    let mut hosts = Vec::new();
+    let busy = loop {
+        let mut host = Host::open(rig.addr, 0);
+        let cqe = host.connect(ADMIN, &connect_data(SUBNQN, HOSTNQN, 0xffff));
+        match cqe.status().is_success() {
+            true => hosts.push(host),
+            false => break cqe.status(),
+        }
+        assert!(hosts.len() <= 65520);
+    };
+    assert_eq!((hosts.len(), busy), (1024, Status::CONNECT_CONTROLLER_BUSY));
+    assert_eq!(rig.target.rejections().count(Reason::ConnectBusy), 1);
+    hosts[500].enable();
+    hosts.truncate(1000);
+    let mut host = Host::open(rig.addr, 0);
+    while !host.connect(ADMIN, &connect_data(SUBNQN, HOSTNQN, 0xffff)).status().is_success() {}
+    hosts[500].property_get(offset::CSTS, 0);
+}
+
+#[test]
+fn d49_a_host_that_may_not_hears_what_nobody_hears() {
+    let rig = Rig::new();
+    rig.subsystem.set_allowed_hosts(vec![nvme_proto::Nqn::new("nqn.2024-01.test:friend").unwrap()]);
+    let answers = |subnqn: &str| {
+        let mut host = Host::open(rig.addr, 0);
+        [
+            (ADMIN, 0xffff),
+            (ADMIN, 1),
+            (IO, 1),
+            (IO, 1024),
+            (Connect { sqsize_z: 0, ..ADMIN }, 0xffff),
+            (Connect { recfmt: 1, ..ADMIN }, 0xffff),
+        ]
+        .map(|(connect, cntlid)| {
+            let cqe = host.connect(connect, &connect_data(subnqn, HOSTNQN, cntlid));
+            (cqe.status(), cqe.dw0, cqe.dw1, cqe.sqhd)
+        })
+    };
+    assert_eq!(answers(SUBNQN), answers("nqn.2024-01.test:nothing"));
 }

@@ -14,8 +14,10 @@ mod e_features;
 mod e_fused;
 
 use std::io::Write;
+use std::time::Duration;
 
 use common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, icreq, pattern, rw};
+use frontend::tcp::{Reason, TargetConfig};
 use nvme_proto::Sqe;
 use nvme_proto::dptr::SglDescriptor;
 use nvme_proto::fabrics::{Cattr, Connect, Property};
@@ -102,4 +104,84 @@ fn a_to_e_mutated_sessions() {
     }
     assert_eq!(admin.property_get(offset::CSTS, 0) & 3, 1);
     others_live(&rig);
+}
+
+/// Each reason to turn a host away is counted where it can be read.
+#[test]
+fn every_reason_is_counted() {
+    let config = TargetConfig {
+        connect_timeout: Duration::from_millis(200),
+        data_timeout: Duration::from_millis(200),
+        max_half_open: 16,
+        ..TargetConfig::default()
+    };
+    let rig = Rig::with(config, "127.0.0.1:0");
+    let counted = |reason| rig.target.rejections().count(reason);
+    let header = |host: &mut Host, edit: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = host.capsule(Sqe::default(), &[0; 64]);
+        edit(&mut bytes);
+        host.send(&bytes);
+        host.is_closed();
+    };
+    header(&mut Host::raw(rig.addr), &|_| {});
+    header(&mut Host::open(rig.addr, 0), &|b| b[0] = 0x55);
+    header(&mut Host::open(rig.addr, 0), &|b| b[2] = 71);
+    header(&mut Host::open(rig.addr, 0), &|b| b[4..8].copy_from_slice(&u32::MAX.to_le_bytes()));
+    header(&mut Host::open(rig.addr, 1), &|b| b[72] ^= 1);
+    let mut host = Host::raw(rig.addr);
+    let mut request = icreq(0);
+    request.pfv = 1;
+    host.send(request.as_bytes());
+    host.is_closed();
+    let mut host = Host::open(rig.addr, 0);
+    let mut term = [0u8; 24];
+    (term[0], term[2], term[4]) = (2, 24, 24);
+    host.send(&term);
+    host.is_closed();
+    // Connect: its parameters, its names, and a host that may not.
+    let admin = Connect { recfmt: 0, qid: 0, sqsize_z: 31, cattr: Cattr::new(), kato: 0 };
+    let mut host = Host::open(rig.addr, 2);
+    host.connect(Connect { recfmt: 7, ..admin }, &connect_data(SUBNQN, HOSTNQN, 0xffff));
+    host.connect(admin, &connect_data("nqn.2024-01.test:none", HOSTNQN, 0xffff));
+    let mut data = connect_data(SUBNQN, HOSTNQN, 0xffff);
+    data.hostnqn.fill(b'x');
+    host.connect(admin, &data);
+    // A wrong data digest, then a controller, with a keep-alive that ends it.
+    let mut sqe = admin.to_sqe(1);
+    sqe.set_sgl(SglDescriptor::in_capsule(1024));
+    let mut bytes = host.capsule(sqe, data.as_bytes());
+    *bytes.last_mut().unwrap() ^= 1;
+    host.send(&bytes);
+    host.complete(&[]);
+    let alive = Connect { kato: 1, ..admin };
+    assert!(host.connect(alive, &connect_data(SUBNQN, HOSTNQN, 0xffff)).status().is_success());
+    host.is_closed();
+    // Data that was not asked for, that does not come, and more commands than the queue has.
+    let (_admin, mut io, r2t) = asked(&rig);
+    let pdus = io.h2c(&R2t { ttag: 9, ..r2t }, &[0; 65536], 4096);
+    io.send(&pdus[0]);
+    io.is_closed();
+    let (_admin, mut io, _) = asked(&rig);
+    io.is_closed();
+    let (_admin, mut io) = rig.connect(0);
+    for cid in 0..300 {
+        let mut sqe = Sqe { cid, ..rw(1, 0, 16384) };
+        sqe.set_sgl(SglDescriptor::transport(16384));
+        let bytes = io.capsule(sqe, &[]);
+        if io.stream.write_all(&bytes).is_err() {
+            break;
+        }
+    }
+    io.is_closed();
+    // Connections that are nothing yet: too many, and for too long.
+    let many: Vec<Host> = (0..40).map(|_| Host::raw(rig.addr)).collect();
+    for mut host in many {
+        host.is_closed();
+    }
+    for &reason in Reason::ALL {
+        // Its own test takes a thousand controllers.
+        if reason != Reason::ConnectBusy {
+            assert!(counted(reason) > 0, "{reason:?}");
+        }
+    }
 }
