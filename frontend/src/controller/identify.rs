@@ -2,15 +2,17 @@
 //! limits.
 
 use nvme_proto::identify::{
-    Cmic, Cns, CommandSet, CommandSetVector, ControllerList, ControllerType, Ctratt, Dlfeat, EntrySizes,
-    Frmw, Fuses, IDENTIFY_LEN, IdentifyCdw10, IdentifyCdw11, IdentifyController, IdentifyNamespace,
-    IndependentNamespace, LbaFormat, Lpa, NSID_ALL, NSID_MAX, NamespaceIdDescriptor, NamespaceIdType, Nmic,
-    Nsfeat, NvmIdentifyController, NvmIdentifyNamespace, Oacs, Oaes, Ofcs, Oncs, Sgls, Vwc, ascii,
+    Anacap, Cmic, Cns, CommandSet, CommandSetVector, ControllerList, ControllerType, Ctratt, Dlfeat,
+    EntrySizes, Frmw, Fuses, IDENTIFY_LEN, IdentifyCdw10, IdentifyCdw11, IdentifyController,
+    IdentifyNamespace, IndependentNamespace, LbaFormat, Lpa, NSID_ALL, NSID_MAX, NamespaceIdDescriptor,
+    NamespaceIdType, Nmic, Nsfeat, NvmIdentifyController, NvmIdentifyNamespace, Oacs, Oaes, Ofcs, Oncs, Sgls,
+    Vwc, ascii,
 };
 use nvme_proto::register::Vs;
 use nvme_proto::zerocopy::{FromZeros, IntoBytes};
 use nvme_proto::{Sqe, Status};
 
+use super::ana::GROUP;
 use super::keep_alive::KAS;
 use super::{Controller, MAX_TRANSFER};
 use crate::namespace::{Attachment, Protection};
@@ -172,7 +174,11 @@ impl Controller {
         id.cntlid = self.shared.cntlid();
         id.ver = Vs::new();
         id.rtd3e = SHUTDOWN_US;
-        id.oaes = if discovery { Oaes::new().with_dlpcn(true) } else { Oaes::new().with_nsan(true) };
+        id.oaes = if discovery {
+            Oaes::new().with_dlpcn(true)
+        } else {
+            Oaes::new().with_nsan(true).with_anacn(true)
+        };
         id.ctratt = Ctratt::new().with_hids(true).with_rhii(true).with_tbkas(true);
         id.cntrltype = if discovery { ControllerType::Discovery } else { ControllerType::Io };
         id.aerl_z = EVENTS_Z;
@@ -192,6 +198,11 @@ impl Controller {
         if discovery {
             return id;
         }
+        id.cmic = id.cmic.with_anars(true);
+        id.anacap = Anacap::new().with_optimized(true).with_group_fixed(true);
+        (id.anagrpmax, id.nanagrpid) = (GROUP, 1);
+        // No state ever changes, so no change takes longer than a second.
+        id.anatt = 1;
         id.crdt1 = RETRY_DELAY;
         id.nwpc = WRITE_PROTECTION;
         id.oacs = Oacs::new().with_dbcs(!fabrics);
@@ -242,6 +253,7 @@ fn identify_namespace(attachment: &Attachment) -> IdentifyNamespace {
         let z = zero_based(limits.write_granularity);
         (id.npwg_z, id.npwa_z, id.npdg_z, id.npda_z) = (z, z, z, z);
     }
+    id.anagrpid = GROUP;
     id.nsattr = id.nsattr.with_cwp(attachment.protection != Protection::None);
     id.nguid = namespace.nguid;
     id.eui64 = namespace.eui64;
@@ -255,6 +267,7 @@ fn independent(attachment: &Attachment) -> IndependentNamespace {
     id.rescap = attachment.reservations.rescap();
     // VWCNP says that this namespace has no volatile cache though the controller has one.
     id.nsfeat = id.nsfeat.with_vwcnp(!attachment.limits.volatile_cache);
+    id.anagrpid = GROUP;
     id.nsattr = id.nsattr.with_cwp(attachment.protection != Protection::None);
     id.nstat = id.nstat.with_nrdy(true);
     id

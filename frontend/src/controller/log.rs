@@ -65,6 +65,7 @@ impl Controller {
             }
             (LogId::ReservationNotification, None) => self.notice_page(),
             (LogId::ChangedNamespaces, None) => self.logs.borrow().changed_list(),
+            (LogId::Ana, None) => self.ana_log(get.lsp),
             // CSI names the command set whose commands are told.
             (LogId::CommandsEffects, None) if get.csi != CommandSet::Nvm.0 => {
                 return Err(Status::INVALID_FIELD);
@@ -154,6 +155,7 @@ fn supported(discovery: bool) -> Vec<u8> {
             LogId::FirmwareSlot,
             LogId::ChangedNamespaces,
             LogId::CommandsEffects,
+            LogId::Ana,
             LogId::FeaturesEffects,
             LogId::MiCommandsEffects,
             LogId::ReservationNotification,

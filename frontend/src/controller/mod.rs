@@ -3,6 +3,7 @@
 
 mod abort;
 mod admin;
+mod ana;
 mod effects;
 mod errors;
 mod events;

@@ -182,6 +182,36 @@ fn e53_every_log_page() {
 }
 
 #[test]
+fn e53_every_namespace_is_reached_as_well_as_any_other() {
+    let rig = Rig::new();
+    rig.subsystem.add_namespace(namespace(9, 4096, 1 << 20)).unwrap();
+    let (mut admin, _io) = rig.connect(0);
+    let id = admin.run(identify(1, 0), &[], 4096).1;
+    assert_eq!((id[76] & 8, id[92 + 1] & 8, id[343] & 1), (8, 8, 1), "CMIC, OAES and ANACAP");
+    assert_eq!((&id[344..348], &id[348..352]), (&[1, 0, 0, 0][..], &[1, 0, 0, 0][..]));
+    assert_eq!(admin.run(identify(0, 9), &[], 4096).1[92..96], [1, 0, 0, 0], "its group");
+    assert_eq!(admin.run(identify(8, 9), &[], 4096).1[4..8], [1, 0, 0, 0]);
+    let group = |nnv: u8| {
+        let mut group = [0; 48];
+        (group[8], group[16], group[20], group[32]) = (1, 1, nnv, 1);
+        group
+    };
+    let page = admin.run(log(LogId::Ana, 0, 64), &[], 64).1;
+    assert_eq!((&page[..48], words(&page[48..])), (&group(2)[..], vec![1, 9]));
+    // RGO: groups only.
+    let sqe = log(LogId::Ana, 0, 64);
+    let page = admin.run(Sqe { cdw10: sqe.cdw10 | 1 << 8, ..sqe }, &[], 64).1;
+    assert_eq!((&page[..48], &page[48..]), (&group(0)[..], &[0; 16][..]));
+    for nsid in [1, 9] {
+        rig.subsystem.remove_namespace(nsid).unwrap();
+    }
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while admin.run(log(LogId::Ana, 0, 64), &[], 64).1 != [0; 64] {
+        assert!(std::time::Instant::now() < until, "a group without namespaces is not told");
+    }
+}
+
+#[test]
 fn e53_changed_namespaces_are_listed_until_they_are_read() {
     let rig = Rig::new();
     let (mut admin, _io) = rig.connect(0);
