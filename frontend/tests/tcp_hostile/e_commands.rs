@@ -5,8 +5,10 @@ use nvme_proto::fabrics::Property;
 use nvme_proto::register::offset;
 use nvme_proto::{Sqe, Status};
 
-use super::common::{Host, Rig, SUBNQN};
-use super::others_live;
+use super::common::stall::Stall;
+use super::common::{Host, Rig, SUBNQN, rw};
+use super::{asked, others_live};
+use frontend::Namespace;
 
 #[test]
 fn e55_events_end_with_a_reset() {
@@ -33,6 +35,37 @@ fn e55_events_end_with_a_reset() {
         assert_eq!(aborted.count(), 4);
         admin.wait_csts(1, 0);
     }
+}
+
+/// On whichever shard the command is; but one whose data the host was asked for is not taken back: the data comes.
+#[test]
+fn e55_abort_over_connections() {
+    let (rig, volume) = (Rig::new(), Stall::new(true));
+    let namespace =
+        Namespace { nsid: 7, uuid: [7; 16], nguid: [0; 16], eui64: [0; 8], volume: volume.clone() };
+    rig.subsystem.add_namespace(namespace).unwrap();
+    let abort = |cid: u16| Sqe { opc: 8, cdw10: u32::from(cid) << 16 | 1, ..Sqe::default() };
+    for round in 0..8 {
+        let (mut admin, mut io) = rig.connect(0);
+        let mut write = Sqe { cid: 40, nsid: 7, ..rw(1, round, 512) };
+        write.set_sgl(SglDescriptor::in_capsule(512));
+        let bytes = io.capsule(write, &[1; 512]);
+        io.send(&bytes);
+        while volume.held() == 0 {
+            std::thread::yield_now();
+        }
+        let (answer, _) = admin.run(abort(40), &[], 0);
+        assert_eq!((answer.status(), answer.dw0), (Status::SUCCESS, 0));
+        assert_eq!(volume.held(), 0);
+        assert_eq!(io.complete(&[]).0.status(), Status::ABORT_REQUESTED);
+    }
+    let (mut admin, mut io, r2t) = asked(&rig);
+    assert_eq!(admin.run(abort(77), &[], 0).0.dw0, 1);
+    for pdu in io.h2c(&r2t, &[9; 65536], 65536) {
+        io.send(&pdu);
+    }
+    assert!(io.complete(&[]).0.status().is_success());
+    others_live(&rig);
 }
 
 /// Every CNS, log page, and feature, with sensible and with absurd parameters: each is answered.

@@ -1,10 +1,12 @@
 //! E.54: features, set and asked for in every way; and write protection, for every host of a subsystem.
 
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use backend::ram::RamVolume;
-use engine::IoError;
+use engine::{Channel, IoError, Limits, Shard, Volume, VolumeStats};
 use frontend::Namespace;
 use middleend::fault::{Effect, FaultVolume, Faults, Kind, Rule};
 use nvme_proto::dptr::SglDescriptor;
@@ -206,4 +208,89 @@ fn e60_writes_that_wait_for_their_data_while_the_namespace_changes() {
     }
     assert_eq!(io.complete(&[]).0.status(), NO_NAMESPACE.dnr());
     assert!(drain.wait(Duration::from_secs(20)));
+}
+
+/// A volume in memory that says how large it is.
+struct Sized {
+    ram: Arc<RamVolume>,
+    blocks: AtomicU64,
+}
+
+impl Volume for Sized {
+    fn limits(&self) -> Limits {
+        Limits { blocks: self.blocks.load(Ordering::SeqCst), ..self.ram.limits() }
+    }
+
+    fn stats(&self) -> &VolumeStats {
+        self.ram.stats()
+    }
+
+    fn open(self: Arc<Self>, shard: &Shard) -> Rc<dyn Channel> {
+        self.ram.clone().open(shard)
+    }
+}
+
+#[test]
+fn e60_a_namespace_changes_its_size_under_io() {
+    let rig = Rig::new();
+    let volume = Arc::new(Sized { ram: RamVolume::new(512, 2048).unwrap(), blocks: AtomicU64::new(2048) });
+    rig.subsystem.remove_namespace(1).unwrap();
+    let (uuid, shown) = ([1; 16], volume.clone());
+    let namespace = Namespace { nsid: 1, uuid, nguid: [0; 16], eui64: [0; 8], volume: shown };
+    rig.subsystem.add_namespace(namespace).unwrap();
+    let resize = |blocks| {
+        volume.blocks.store(blocks, Ordering::SeqCst);
+        rig.subsystem.refresh_namespace(1).unwrap();
+        rig.shards.handles().iter().for_each(|shard| assert!(shard.call(|_| ()).is_some()));
+    };
+    resize(2048);
+    let beyond = Status::LBA_OUT_OF_RANGE.dnr();
+    // A write whose data comes when its blocks are gone.
+    let (mut admin, mut waiting, r2t) = asked(&rig);
+    let ended = AtomicBool::new(false);
+    let hosts: Vec<_> = (0..2).map(|_| rig.connect(0)).collect();
+    std::thread::scope(|scope| {
+        for (_admin, mut io) in hosts {
+            let ended = &ended;
+            scope.spawn(move || {
+                let (data, mut written) = (pattern(5, 65536), [false; 4]);
+                while !ended.load(Ordering::SeqCst) {
+                    for (lba, written) in [0, 64, 1024, 1920].into_iter().zip(&mut written) {
+                        let status = io.write(lba, &data[..8192]).status();
+                        assert!(status.is_success() || status == beyond && lba >= 64, "{status:?}");
+                        let (cqe, read) = io.read(lba, 4096);
+                        *written |= status.is_success();
+                        match cqe.status().is_success() {
+                            true => assert!(read == data[..4096] || !*written && read == [0; 4096]),
+                            false => assert_eq!(cqe.status(), beyond),
+                        }
+                    }
+                }
+                drop(_admin);
+            });
+        }
+        for _ in 0..50 {
+            resize(64);
+            resize(1500);
+            resize(2048);
+        }
+        resize(64);
+        ended.store(true, Ordering::SeqCst);
+    });
+    for pdu in waiting.h2c(&r2t, &[9; 65536], 65536) {
+        waiting.send(&pdu);
+    }
+    assert_eq!(waiting.complete(&[]).0.status(), beyond);
+    assert_eq!(waiting.read(64, 512).0.status(), beyond);
+    assert!(waiting.read(63, 512).0.status().is_success());
+    let nsze = admin.run(Sqe { opc: 6, nsid: 1, ..Sqe::default() }, &[], 4096).1;
+    assert_eq!(nsze[..8], 64u64.to_le_bytes());
+    // It goes for good while both hosts still ask for it.
+    let drain = rig.subsystem.remove_namespace(1).unwrap();
+    assert!(drain.wait(Duration::from_secs(20)));
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    while Arc::strong_count(&volume) > 1 {
+        assert!(std::time::Instant::now() < until, "somebody keeps the volume");
+        std::thread::yield_now();
+    }
 }

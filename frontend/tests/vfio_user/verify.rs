@@ -131,3 +131,29 @@ fn e53_failed_commands_are_in_the_error_log_and_media_errors_are_counted() {
     let smart = Smart::read_from_bytes(&log_page::<512>(&mut c, LogId::Smart)).unwrap();
     assert_eq!((smart.mdie.get(), smart.pwrc.get()), (102, 1));
 }
+
+#[test]
+fn e53_health_counts_what_hosts_did() {
+    let rig = Rig::new("smart", Doorbells::Mapped);
+    let mut c = rig.host();
+    let mut q = c.create(1, 64);
+    let list: Vec<u64> = (1..256).map(|page| DATA + page * 4096).collect();
+    c.put(0x400000, &crate::client::longs(&list));
+    for i in 0..3 {
+        assert!(c.run(&mut q, rw(true, i * 2048, 2048, DATA, 0x400000)).status().is_success());
+        assert!(c.run(&mut q, rw(false, 0, 8, DATA, 0)).status().is_success());
+    }
+    assert!(c.run(&mut q, Sqe { opc: 5, ..rw(false, 0, 8, DATA, 0) }).status().is_success());
+    assert!(c.run(&mut q, verify(0, 8)).status().is_success());
+    let refused = c.run(&mut q, Sqe { opc: 0x7e, ..rw(false, 0, 8, DATA, 0) });
+    assert!(!refused.status().is_success());
+    let smart = Smart::read_from_bytes(&log_page::<512>(&mut c, LogId::Smart)).unwrap();
+    // Three reads, a compare and a verify of 4 KiB; three writes of 1 MiB, in thousands of 512 bytes, rounded up.
+    assert_eq!((smart.hrc.get(), smart.dur.get()), (5, 1));
+    assert_eq!((smart.hwc.get(), smart.duw.get()), (3, 7));
+    assert_eq!((smart.neile.get(), smart.mdie.get(), smart.upl.get(), smart.cw.into_bits()), (1, 0, 0, 0));
+    // Of the controller as a whole, not of a namespace.
+    let mut sqe = Sqe { opc: 2, nsid: 1, dptr: [DATA, 0], ..Sqe::default() };
+    GetLogPage::new(LogId::Smart, 0, 512).put(&mut sqe);
+    assert_eq!(c.admin(sqe).status(), Status::INVALID_FIELD.dnr());
+}
