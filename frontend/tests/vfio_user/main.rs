@@ -8,6 +8,7 @@ mod fused;
 mod fuzz;
 mod parked;
 mod peer;
+mod refusals;
 mod rig;
 mod slow;
 mod verify;
