@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use nvme_proto::Status;
-use nvme_proto::aen::{AsyncEventConfiguration, ErrorInfo, Event};
+use nvme_proto::aen::{AsyncEventConfiguration, ErrorInfo, Event, HealthInfo};
 use nvme_proto::log::LogId;
 
 use super::Controller;
@@ -66,6 +66,13 @@ impl Controller {
         self.forget_mask(nsid);
         if self.events.borrow().configuration.nan() {
             self.raise(Event::NAMESPACES_CHANGED);
+        }
+    }
+
+    /// The temperature is outside the thresholds: told, if the host wants that critical warning (SHCW).
+    pub(super) fn temperature_event(self: &Rc<Self>) {
+        if self.events.borrow().configuration.shcw().ttc() {
+            self.raise(Event::health(HealthInfo::TemperatureThreshold));
         }
     }
 

@@ -18,6 +18,7 @@ use nvme_proto::zerocopy::{FromBytes, FromZeros, IntoBytes};
 use nvme_proto::{Sqe, Status};
 
 use super::Controller;
+use super::log::TEMPERATURE;
 use crate::queue::{AdminQueue, Outcome, Reply, Ticket};
 use crate::subsystem::HostId;
 
@@ -183,6 +184,8 @@ impl Controller {
                 }
                 let which = features.temperature.get_mut(usize::from(t.thsel()));
                 *which.ok_or(Status::INVALID_FIELD)? = t.tmpth();
+                drop(features);
+                self.check_temperature();
             }
             FeatureId::ErrorRecovery => {
                 // No namespace reports deallocated blocks (NSFEAT.DAE). TLER bounds retries, and none are made here.
@@ -219,6 +222,8 @@ impl Controller {
             FeatureId::WriteAtomicity => features.write_atomicity = value & 1,
             FeatureId::AsyncEventConfiguration => {
                 self.events.borrow_mut().configuration = AsyncEventConfiguration::from_bits(value);
+                drop(features);
+                self.check_temperature();
             }
             FeatureId::KeepAliveTimer => {
                 drop(features);
@@ -335,6 +340,18 @@ impl Controller {
             _ => 0,
         };
         Ok(Reply::value(value).into())
+    }
+
+    /// Whether the temperature, which never changes, is outside the thresholds that the host has set.
+    pub(super) fn is_outside_thresholds(&self) -> bool {
+        let [over, under] = self.features.borrow().temperature;
+        TEMPERATURE >= over || TEMPERATURE <= under
+    }
+
+    fn check_temperature(self: &Rc<Self>) {
+        if self.is_outside_thresholds() {
+            self.temperature_event();
+        }
     }
 
     /// The time: the machine's, or the host's since it has set it.

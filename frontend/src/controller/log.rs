@@ -7,7 +7,7 @@ use nvme_proto::Status;
 use nvme_proto::fabrics::TransportType;
 use nvme_proto::identify::{CommandSet, IDENTIFY_LEN, NSID_ALL, ascii};
 use nvme_proto::log::{
-    CommandsEffects, ErrorEntry, FirmwareSlot, GetLogPage, LogId, Smart, SupportedLogPage,
+    CommandsEffects, CriticalWarning, ErrorEntry, FirmwareSlot, GetLogPage, LogId, Smart, SupportedLogPage,
 };
 use nvme_proto::zerocopy::{FromZeros, IntoBytes};
 
@@ -19,7 +19,7 @@ const CHANGED_MAX: usize = 1024;
 /// Bytes of a data unit in the SMART log: a thousand blocks of 512.
 const DATA_UNIT: u64 = 512_000;
 /// 20 °C, in kelvins.
-const TEMPERATURE: u16 = 293;
+pub(super) const TEMPERATURE: u16 = 293;
 
 /// What the log pages remember.
 #[derive(Debug, Default)]
@@ -113,6 +113,7 @@ impl Controller {
 
     fn smart(&self) -> Smart {
         let mut smart = Smart::new_zeroed();
+        smart.cw = CriticalWarning::new().with_ttc(self.is_outside_thresholds());
         smart.ctemp.set(TEMPERATURE);
         smart.avsp = 100;
         smart.avspt = 10;

@@ -11,6 +11,7 @@ use frontend::Namespace;
 use middleend::fault::{Effect, FaultVolume, Faults, Kind, Rule};
 use nvme_proto::dptr::SglDescriptor;
 use nvme_proto::feature::FeatureId as Fid;
+use nvme_proto::log::{GetLogPage, LogId};
 use nvme_proto::{Cqe, Sqe, Status};
 
 use super::asked;
@@ -120,6 +121,42 @@ fn e54_what_features_refuse() {
     let mut behavior = [0; 512];
     behavior[0] = 2;
     assert_eq!(admin.run(set(Fid::HostBehavior, 0, 0), &behavior, 0).0.status(), Status::INVALID_FIELD.dnr());
+}
+
+#[test]
+fn e54_a_temperature_beyond_its_threshold_is_an_event() {
+    let rig = Rig::new();
+    let (mut admin, _io) = rig.connect(0);
+    let warning = |admin: &mut Host| {
+        let mut sqe = Sqe { opc: 2, ..Sqe::default() };
+        GetLogPage::new(LogId::Smart, 0, 512).put(&mut sqe);
+        admin.run(sqe, &[], 512).1[0]
+    };
+    let expect = |admin: &mut Host, fid, value| {
+        let mut aer = Sqe { opc: 0xc, cid: 999, ..Sqe::default() };
+        aer.set_sgl(SglDescriptor::transport(0));
+        let mut sqe = Sqe { cid: 998, ..set(fid, 0, value) };
+        sqe.set_sgl(SglDescriptor::transport(0));
+        let bytes = [admin.capsule(aer, &[]), admin.capsule(sqe, &[])].concat();
+        admin.send(&bytes);
+        let ended = [admin.complete(&[]).0, admin.complete(&[]).0];
+        let event = ended.iter().find(|cqe| cqe.cid == 999).unwrap();
+        assert_eq!(event.dw0, 0x02_0101, "SMART / Health: Temperature Threshold");
+        assert_eq!(warning(admin), 2);
+    };
+    let wanted = |admin: &mut Host, value| {
+        assert!(run(admin, set(Fid::AsyncEventConfiguration, 0, value)).status().is_success());
+    };
+    let under = 1 << 20;
+    let (mut quiet, _) = rig.connect(0);
+    assert!(run(&mut quiet, set(Fid::TemperatureThreshold, 0, 280)).status().is_success());
+    assert_eq!(warning(&mut quiet), 2, "in the log, though it is no event");
+    wanted(&mut admin, 2);
+    expect(&mut admin, Fid::TemperatureThreshold, 280);
+    // Read, so it is told again.
+    expect(&mut admin, Fid::AsyncEventConfiguration, 2);
+    expect(&mut admin, Fid::TemperatureThreshold, 293);
+    expect(&mut admin, Fid::TemperatureThreshold, under | 300);
 }
 
 /// A namespace 7 whose writes fail for the moment.
