@@ -145,6 +145,10 @@ impl DataPlane for Double {
         self.call(format!("subsystem {subsystem} {} {}", config.nqn, config.serial))
     }
 
+    fn set_host(&self, subsystem: &str, hostnqn: Option<&str>) -> PlaneResult<()> {
+        self.call(format!("host of {subsystem} {}", hostnqn.unwrap_or("any")))
+    }
+
     fn delete_subsystem(&self, subsystem: &str) -> PlaneResult<()> {
         self.call(format!("delete subsystem {subsystem}"))
     }

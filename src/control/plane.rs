@@ -55,6 +55,9 @@ pub trait DataPlane: Send + Sync + 'static {
     /// A subsystem without namespaces.
     fn create_subsystem(&self, subsystem: &str, config: &SubsystemConfig) -> PlaneResult<()>;
 
+    /// Lets only that host connect to a subsystem, or any; others that are connected are disconnected.
+    fn set_host(&self, subsystem: &str, hostnqn: Option<&str>) -> PlaneResult<()>;
+
     /// Deletes a subsystem that has neither namespaces nor controllers.
     fn delete_subsystem(&self, subsystem: &str) -> PlaneResult<()>;
 

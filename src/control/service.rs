@@ -112,17 +112,29 @@ impl Control {
         allow_missing: bool,
         apply: impl Fn(&Registry, &R, &Arc<dyn Volume>) -> Result<(), Status> + Send + 'static,
     ) -> Result<Response<R>, Status> {
+        let apply = move |registry: &Registry, new: &R, entry: &Entry| apply(registry, new, &entry.volume()?);
+        self.update_entry(update, mask, allow_missing, apply).await.map(Response::new)
+    }
+
+    /// Changes any object in place; otherwise as [`Control::update`].
+    pub(crate) async fn update_entry<R: Resource>(
+        &self,
+        update: Option<R>,
+        mask: Option<FieldMask>,
+        allow_missing: bool,
+        apply: impl Fn(&Registry, &R, &Entry) -> Result<(), Status> + Send + 'static,
+    ) -> Result<R, Status> {
         let mut update = update.ok_or_else(|| missing_field(R::KIND.field()))?;
         let name = names::canonical(R::KIND, update.name_mut())?;
         if allow_missing && self.registry().entry(&name).is_none() {
-            return self.create("", Some(update), names::id(&name)).await.map(Response::new);
+            return self.create("", Some(update), names::id(&name)).await;
         }
         let mask = mask.unwrap_or_default().paths;
         let updated = self.run(move |registry| {
             let change = |old: &R| changed(registry, old, &update, &mask);
-            registry.update(&name, change, |new, volume| apply(registry, new, volume))
+            registry.update(&name, change, |new, entry| apply(registry, new, entry))
         });
-        updated.await.map(Response::new)
+        updated.await
     }
 
     /// Takes an object away.

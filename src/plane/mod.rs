@@ -178,6 +178,12 @@ impl DataPlane for Plane {
         self.new_subsystem(subsystem, config)
     }
 
+    fn set_host(&self, subsystem: &str, hostnqn: Option<&str>) -> PlaneResult<()> {
+        let hosts = hostnqn.map(|host| convert::nqn("hostnqn", host)).transpose()?;
+        self.target.set_allowed_hosts(self.subsystem(subsystem)?.frontend(), hosts.into_iter().collect());
+        Ok(())
+    }
+
     fn delete_subsystem(&self, subsystem: &str) -> PlaneResult<()> {
         self.drop_subsystem(subsystem)
     }

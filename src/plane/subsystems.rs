@@ -208,6 +208,11 @@ impl SubsystemEntry {
         &self.name
     }
 
+    /// As hosts know it.
+    pub(super) fn frontend(&self) -> &Arc<Subsystem> {
+        &self.subsystem
+    }
+
     /// The volumes behind its namespaces.
     pub(super) fn volumes(&self) -> Vec<Arc<dyn Volume>> {
         lock(&self.namespaces).values().map(|shown| shown.volume.clone()).collect()

@@ -262,6 +262,15 @@ fn a_remote_controller_has_one_path_and_then_its_namespaces() {
     let promised = Promised { identity: namespaces[0], limits: volume.limits() };
     assert!(Arc::ptr_eq(&volume, &plane.remote_volume("remote", 1, Some(&promised)).unwrap()));
     drop(volume);
+    plane.set_host("far", Some("nqn.2024-01.com.example:other")).unwrap();
+    while plane.remote_connected("remote") {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    plane.set_host("far", None).unwrap();
+    while !plane.remote_connected("remote") {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(failure(plane.set_host("nowhere", None)), Failure::Precondition);
     plane.remove_path("remote", "path").unwrap();
     assert!(!plane.remote_connected("remote"));
     plane.delete_remote("remote").unwrap();

@@ -43,9 +43,14 @@ impl FrontendNvmeService for Control {
 
     async fn update_nvme_subsystem(
         &self,
-        _request: Request<UpdateNvmeSubsystemRequest>,
+        request: Request<UpdateNvmeSubsystemRequest>,
     ) -> Result<Response<NvmeSubsystem>, Status> {
-        Err(no_update("UpdateNvmeSubsystem"))
+        let UpdateNvmeSubsystemRequest { nvme_subsystem, update_mask, allow_missing } = request.into_inner();
+        if nvme_subsystem.as_ref().and_then(|s| s.spec.as_ref()).is_some_and(|spec| !spec.psk.is_empty()) {
+            return Err(Status::unimplemented("nvme_subsystem.spec.psk: TLS is not supported"));
+        }
+        let updated = self.update_entry(nvme_subsystem, update_mask, allow_missing, subsystem::admit);
+        self.get(&updated.await?.name)
     }
 
     async fn list_nvme_subsystems(

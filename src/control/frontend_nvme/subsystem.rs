@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use engine::Volume;
-use proto::storage::{NvmeSubsystem, NvmeSubsystemStatus};
+use proto::storage::{NvmeController, NvmeSubsystem, NvmeSubsystemStatus, NvmeTransportType};
 use tonic::Status;
 use uuid::Uuid;
 
 use super::NAMESPACES;
 use crate::control::names;
 use crate::control::nqn;
-use crate::control::object::{Claim, Kind, Resource, Site};
+use crate::control::object::{Claim, Declared, Kind, Resource, Site};
 use crate::control::plane::{Counters, SubsystemConfig};
-use crate::control::registry::{Entry, Registry};
+use crate::control::registry::{Entry, Registry, internal};
 use crate::control::secret::Secret;
 use crate::control::service::counters;
 use crate::control::volume::invalid;
@@ -76,10 +76,40 @@ impl Resource for NvmeSubsystem {
         Ok(registry.plane().delete_subsystem(names::id(name))?)
     }
 
+    fn observe(&mut self, registry: &Registry, _entry: &Entry) {
+        let firmware_revision = registry.plane().firmware_revision();
+        self.status = Some(NvmeSubsystemStatus { firmware_revision, fru_guid: Vec::new() });
+    }
+
     fn counters(&self, registry: &Registry, entry: &Entry) -> Result<Counters, Status> {
         let namespaces = registry.all(Kind::Namespace, &format!("{}/{NAMESPACES}/", entry.name));
         namespaces.iter().map(|entry| counters::<proto::storage::NvmeNamespace>(registry, entry)).sum()
     }
+}
+
+/// Lets another host in, or all, and puts out who may not stay: the one thing that an update may change.
+pub(super) fn admit(registry: &Registry, new: &NvmeSubsystem, entry: &Entry) -> Result<(), Status> {
+    let old = NvmeSubsystem::of(&entry.object).ok_or_else(|| internal("an object of another kind"))?;
+    let hostnqn = new.spec.as_ref().map(|spec| spec.hostnqn.as_str()).unwrap_or_default();
+    let mut same = old.clone();
+    same.status.clone_from(&new.status);
+    if let Some(spec) = &mut same.spec {
+        hostnqn.clone_into(&mut spec.hostnqn);
+    }
+    if let Some(field) = registry.schema().difference(&same, new)? {
+        return Err(Status::unimplemented(format!("nvme_subsystem.{field} cannot be changed")));
+    }
+    let controllers = format!("{}/{}/", entry.name, Kind::Controller.collection());
+    let pcie = |entry: &Arc<Entry>| {
+        NvmeController::of(&entry.object)
+            .and_then(|controller| controller.spec.as_ref())
+            .is_some_and(|spec| spec.trtype() == NvmeTransportType::Pcie)
+    };
+    if !hostnqn.is_empty() && registry.all(Kind::Controller, &controllers).iter().any(pcie) {
+        return Err(Status::invalid_argument("hostnqn for subsystem is not supported for vfiouser"));
+    }
+    let hostnqn = (!hostnqn.is_empty()).then_some(hostnqn);
+    Ok(registry.plane().set_host(names::id(&entry.name), hostnqn)?)
 }
 
 /// The most namespaces that are asked for; `None` for zero.

@@ -229,26 +229,25 @@ impl Registry {
     }
 
     /// Declares an existing object otherwise: `change` makes the new words from the old, `apply` carries them out on
-    /// the volume, and is called with the old ones if the new cannot be kept.
+    /// what stands there, and is called with the old ones if the new cannot be kept.
     pub fn update<R: Declared>(
         &self,
         name: &str,
         change: impl FnOnce(&R) -> Result<R, Status>,
-        apply: impl Fn(&R, &Arc<dyn Volume>) -> Result<(), Status>,
+        apply: impl Fn(&R, &Entry) -> Result<(), Status>,
     ) -> Result<R, Status> {
         let _held = self.locks.hold([name.to_owned()]);
         let entry = self.find(R::KIND, name)?;
         let old = R::of(&entry.object).ok_or_else(|| internal("an object of another kind"))?;
         let mut new = change(old)?;
         name.clone_into(new.name_mut());
-        let volume = entry.volume()?;
-        apply(&new, &volume)?;
+        apply(&new, &entry)?;
         let mut declared = new.clone();
         declared.name_mut().clear();
         let mut record = entry.record.clone();
         (record.declared, record.object) = (declared.into().encode(), new.clone().into().encode());
         if let Err(e) = self.store.put(name, &record) {
-            apply(old, &volume)?;
+            apply(old, &entry)?;
             return Err(internal(e));
         }
         let changed = Entry {
@@ -256,7 +255,7 @@ impl Registry {
             object: new.clone().into(),
             uuid: entry.uuid,
             record,
-            built: Ok(Some(volume)),
+            built: entry.built.clone(),
         };
         self.write().insert(name.to_owned(), Arc::new(changed));
         tracing::info!(object = name, "changed");

@@ -1,4 +1,5 @@
 use super::*;
+use proto::storage::UpdateNvmeSubsystemRequest;
 use proto::storage::frontend_nvme_service_server::FrontendNvmeService as _;
 use proto::storage::nvme_controller_spec::Endpoint;
 use proto::storage::nvme_namespace_status::OperState;
@@ -232,4 +233,41 @@ async fn a_subsystem_for_one_host_has_no_local_controller() {
     let message = "hostnqn for subsystem is not supported for vfiouser";
     refused(house.controller("ctrl", pcie()).await, Code::InvalidArgument, message);
     house.controller("tcp0", tcp("127.0.0.1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_subsystem_s_host_is_changed_and_nothing_else() {
+    let house = House::new();
+    house.subsystem("subsys").await.unwrap();
+    house.controller("tcp0", tcp("127.0.0.1")).await.unwrap();
+    house.log();
+    let name = "nvmeSubsystems/subsys";
+    let old = house.get::<NvmeSubsystem>(name).unwrap();
+    let host = "nqn.2024-01.com.example:host";
+    let update = |path: &str, edit: &dyn Fn(&mut proto::storage::NvmeSubsystemSpec)| {
+        let mut nvme_subsystem = old.clone();
+        edit(nvme_subsystem.spec.as_mut().unwrap());
+        let update_mask = Some(prost_types::FieldMask { paths: vec![path.to_owned()] });
+        let nvme_subsystem = Some(nvme_subsystem);
+        Request::new(UpdateNvmeSubsystemRequest { nvme_subsystem, update_mask, allow_missing: false })
+    };
+    let asked = update("spec.hostnqn", &|spec| spec.hostnqn = host.into());
+    let new = house.control.update_nvme_subsystem(asked).await.unwrap().into_inner();
+    assert_eq!(new.spec.as_ref().unwrap().hostnqn, host);
+    assert_eq!((&new.name, &new.status), (&old.name, &old.status));
+    assert_eq!(house.get::<NvmeSubsystem>(name).unwrap(), new);
+    let back = house.control.update_nvme_subsystem(update("*", &|_| {})).await.unwrap().into_inner();
+    assert_eq!(back, old);
+    assert_eq!(house.log(), [format!("host of subsys {host}"), "host of subsys any".into()]);
+    let model = update("spec.model_number", &|spec| spec.model_number = "other".into());
+    let message = "nvme_subsystem.spec.model_number cannot be changed";
+    refused(house.control.update_nvme_subsystem(model).await, Code::Unimplemented, message);
+    let psk = update("spec.psk", &|spec| spec.psk = vec![1]);
+    let message = "nvme_subsystem.spec.psk: TLS is not supported";
+    refused(house.control.update_nvme_subsystem(psk).await, Code::Unimplemented, message);
+    house.controller("ctrl", pcie()).await.unwrap();
+    let asked = update("spec.hostnqn", &|spec| spec.hostnqn = host.into());
+    let message = "hostnqn for subsystem is not supported for vfiouser";
+    refused(house.control.update_nvme_subsystem(asked).await, Code::InvalidArgument, message);
+    assert_eq!(house.get::<NvmeSubsystem>(name).unwrap(), old);
 }
