@@ -36,6 +36,7 @@ pub struct Builder {
     script: String,
     memory: u32,
     arguments: Vec<String>,
+    kernel: String,
     reboots: bool,
 }
 
@@ -50,6 +51,7 @@ impl Builder {
             script: script.to_owned(),
             memory: 768,
             arguments: Vec::new(),
+            kernel: String::new(),
             reboots: false,
         })
     }
@@ -57,6 +59,12 @@ impl Builder {
     /// Another script.
     pub fn script(mut self, script: &str) -> Self {
         self.script = script.to_owned();
+        self
+    }
+
+    /// Parameters for its kernel.
+    pub fn kernel(mut self, parameters: &str) -> Self {
+        self.kernel = parameters.to_owned();
         self
     }
 
@@ -283,11 +291,9 @@ fn command(builder: &Builder, initrd: &Path) -> Command {
     command.args(["-object", &format!("memory-backend-memfd,id=mem,size={memory}M,share=on")]);
     command.arg("-kernel").arg(builder.image.join("vmlinux")).arg("-initrd").arg(initrd);
     // An emulated processor that gets no time for a while must not look broken to the kernel.
-    command.args([
-        "-append",
-        "console=ttyS0 panic=-1 quiet no_timer_check tsc=reliable mitigations=off nokaslr \
-                              rcupdate.rcu_cpu_stall_suppress=1",
-    ]);
+    let parameters = "console=ttyS0 panic=-1 quiet no_timer_check tsc=reliable mitigations=off nokaslr \
+                      rcupdate.rcu_cpu_stall_suppress=1";
+    command.arg("-append").arg(format!("{parameters} {}", builder.kernel));
     if !builder.reboots {
         command.arg("-no-reboot");
     }

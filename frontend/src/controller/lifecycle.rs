@@ -1,6 +1,7 @@
 //! Enable, reset, shutdown and end: once for all transports (Base 2.1, 3.5 to 3.7).
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use engine::{Io, IoId, IoResult, Issuer, Op, Origin, Request};
 use nvme_proto::register::{Cc, Csts};
@@ -27,6 +28,8 @@ pub(super) enum Phase {
 /// CC.SHN values that ask for a shutdown are not zero; CSTS.SHST while it runs, and when it is complete.
 const SHST_OCCURRING: u8 = 1;
 const SHST_COMPLETE: u8 = 2;
+/// How long the answer to a Property Set takes to leave, with room to spare.
+const ANSWERED: Duration = Duration::from_millis(20);
 
 impl Controller {
     /// CC was written.
@@ -87,6 +90,21 @@ impl Controller {
     pub fn clear(self: &Rc<Self>) {
         self.edit(|r| *r = super::register::Registers { csts: r.csts, ..Default::default() });
         self.reset();
+    }
+
+    /// The host wrote the word to NSSR.
+    pub(super) fn reset_subsystem(self: &Rc<Self>) {
+        let subsystem = self.shared.subsystem().clone();
+        if !self.config.fabrics {
+            return subsystem.reset();
+        }
+        // Linux waits a minute for the answer to its Property Set, whatever becomes of the connection.
+        let shard = self.local.shard().clone();
+        let reset = async move {
+            shard.sleep(ANSWERED).await;
+            subsystem.reset();
+        };
+        self.local.shard().spawn(reset).detach();
     }
 
     /// The subsystem is reset (NSSR): as after power on, and CSTS.NSSRO says so. On fabrics the association ends.

@@ -71,7 +71,7 @@ const REGISTERS: &[Register] = &[
         get: |_| 0,
         set: Some(|c, v| {
             if v == u64::from(NSSR_KEY) {
-                c.shared().subsystem().reset();
+                c.reset_subsystem();
             }
         }),
     },
