@@ -114,7 +114,7 @@ for c in /dev/nvme0 /dev/nvme1; do
     for tries in $(seq 40); do nvme id-ctrl $c >/dev/null 2>&1 && [ -b ${c}n1 ] && break; sleep 0.5; done
     verify ${c}n1 2m
 done
-nvme disconnect -n $NQN
+nvme disconnect -d nvme1
 "#;
 
 #[test]

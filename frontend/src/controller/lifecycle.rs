@@ -92,19 +92,21 @@ impl Controller {
         self.reset();
     }
 
-    /// The host wrote the word to NSSR.
+    /// The host wrote the word to NSSR: every controller that there is now is reset.
     pub(super) fn reset_subsystem(self: &Rc<Self>) {
-        let subsystem = self.shared.subsystem().clone();
-        if !self.config.fabrics {
-            return subsystem.reset();
+        for other in self.shared.subsystem().controllers() {
+            if other.cntlid() != self.shared.cntlid() || !self.config.fabrics {
+                other.subsystem_reset();
+                continue;
+            }
+            // Linux waits a minute for the answer to its Property Set, whatever becomes of the connection.
+            let (me, shard) = (self.clone(), self.local.shard().clone());
+            let reset = async move {
+                shard.sleep(ANSWERED).await;
+                me.subsystem_reset();
+            };
+            self.local.shard().spawn(reset).detach();
         }
-        // Linux waits a minute for the answer to its Property Set, whatever becomes of the connection.
-        let shard = self.local.shard().clone();
-        let reset = async move {
-            shard.sleep(ANSWERED).await;
-            subsystem.reset();
-        };
-        self.local.shard().spawn(reset).detach();
     }
 
     /// The subsystem is reset (NSSR): as after power on, and CSTS.NSSRO says so. On fabrics the association ends.

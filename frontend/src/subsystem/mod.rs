@@ -485,13 +485,6 @@ impl Subsystem {
         self.state().controllers.remove(&cntlid);
     }
 
-    /// NVM Subsystem Reset (Base 2.1, 3.7.1): every controller is reset, whoever uses it.
-    pub fn reset(&self) {
-        for controller in self.controllers() {
-            controller.subsystem_reset();
-        }
-    }
-
     /// Ends all controllers and lets go of all namespaces; the answer tells when the last command has ended.
     pub fn close(self: &Arc<Self>) -> Drain {
         let (hold, drain) = Drain::new();
