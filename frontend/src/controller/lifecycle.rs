@@ -28,8 +28,8 @@ pub(super) enum Phase {
 /// CC.SHN values that ask for a shutdown are not zero; CSTS.SHST while it runs, and when it is complete.
 const SHST_OCCURRING: u8 = 1;
 const SHST_COMPLETE: u8 = 2;
-/// How long the answer to a Property Set takes to leave, with room to spare.
-const ANSWERED: Duration = Duration::from_millis(20);
+/// How long the host that has reset the subsystem may take to disconnect.
+const LEAVE: Duration = Duration::from_secs(5);
 
 impl Controller {
     /// CC was written.
@@ -99,13 +99,15 @@ impl Controller {
                 other.subsystem_reset();
                 continue;
             }
-            // Linux waits a minute for the answer to its Property Set, whatever becomes of the connection.
+            // The one who asked disconnects by itself after a last few Properties; Linux waits a minute for each of
+            // their answers, whatever becomes of the connection.
+            self.clear();
             let (me, shard) = (self.clone(), self.local.shard().clone());
-            let reset = async move {
-                shard.sleep(ANSWERED).await;
-                me.subsystem_reset();
+            let end = async move {
+                shard.sleep(LEAVE).await;
+                me.terminate();
             };
-            self.local.shard().spawn(reset).detach();
+            self.local.shard().spawn(end).detach();
         }
     }
 
