@@ -85,6 +85,8 @@ fn error(status: Status, op: Op) -> IoError {
         | Status::REFERENCE_TAG_CHECK_ERROR
         | Status::STORAGE_TAG_CHECK_ERROR => IoError::ReadFault,
         Status::WRITE_FAULT => IoError::WriteFault,
+        // Every namespace does these: the field that is invalid is the NSID of one that was taken away.
+        Status::INVALID_FIELD if matches!(op, Op::Read | Op::Write { .. } | Op::Flush) => IoError::Failed,
         Status::INVALID_OPCODE | Status::INVALID_FIELD => IoError::Unsupported,
         Status::INVALID_NAMESPACE_OR_FORMAT | Status::ASYMMETRIC_ACCESS_PERSISTENT_LOSS => IoError::Failed,
         Status::DATA_TRANSFER_ERROR | Status::TRANSIENT_TRANSPORT_ERROR => IoError::Transfer,
@@ -114,6 +116,8 @@ mod tests {
             (Status::RESERVATION_CONFLICT, write, IoError::Conflict),
             (Status::CAPACITY_EXCEEDED, write, IoError::NoSpace),
             (Status::INVALID_OPCODE, Op::Unmap, IoError::Unsupported),
+            (Status::INVALID_FIELD, Op::Compare, IoError::Unsupported),
+            (Status::INVALID_FIELD, Op::Read, IoError::Failed),
             (Status::new(7, 0x42), write, IoError::WriteFault),
             (Status::new(7, 0x42), Op::Read, IoError::ReadFault),
         ] {
