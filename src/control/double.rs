@@ -37,6 +37,8 @@ pub struct Double {
     pub log: Mutex<Vec<String>>,
     /// Calls that are refused, by the beginning of their line.
     pub refuse: Mutex<BTreeSet<String>>,
+    /// The next calls of which the line begins so find their file or address held by another process: that many.
+    pub busy: Mutex<BTreeMap<String, u32>>,
     /// Blocks that files and remote namespaces have, by file name or remote controller; none for a remote that does
     /// not answer.
     pub sizes: Mutex<BTreeMap<String, u64>>,
@@ -52,6 +54,12 @@ impl Double {
     fn call(&self, line: String) -> PlaneResult<()> {
         if self.refuse.lock().unwrap().iter().any(|start| line.starts_with(start)) {
             return Err(PlaneError::new(Failure::Exhausted, format!("{line} is refused")));
+        }
+        let mut busy = self.busy.lock().unwrap();
+        if let Some((_, left)) = busy.iter_mut().find(|(start, left)| line.starts_with(*start) && **left > 0)
+        {
+            *left -= 1;
+            return Err(PlaneError::new(Failure::Busy, format!("{line}: held by another process")));
         }
         self.log.lock().unwrap().push(line);
         Ok(())

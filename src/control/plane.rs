@@ -130,6 +130,8 @@ pub enum Failure {
     Invalid,
     /// The state of something does not allow it.
     Precondition,
+    /// Another process holds an address, a socket or a file: to the client as [`Failure::Precondition`].
+    Busy,
     /// Something of that name or number exists.
     Exists,
     /// Memory, numbers or files are used up.

@@ -53,9 +53,8 @@ fn meaning(e: &io::Error) -> Failure {
         | ErrorKind::PermissionDenied
         | ErrorKind::ReadOnlyFilesystem
         | ErrorKind::NotADirectory
-        | ErrorKind::IsADirectory
-        | ErrorKind::ResourceBusy
-        | ErrorKind::AddrInUse => Failure::Precondition,
+        | ErrorKind::IsADirectory => Failure::Precondition,
+        ErrorKind::ResourceBusy | ErrorKind::AddrInUse => Failure::Busy,
         ErrorKind::OutOfMemory | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Failure::Exhausted,
         ErrorKind::Unsupported => Failure::Unsupported,
         _ => Failure::Internal,
@@ -76,7 +75,7 @@ mod tests {
         for (e, failure) in [
             (Errno::EMFILE, Failure::Exhausted),
             (Errno::ENOENT, Failure::Precondition),
-            (Errno::EADDRINUSE, Failure::Precondition),
+            (Errno::EADDRINUSE, Failure::Busy),
             (Errno::EADDRNOTAVAIL, Failure::Invalid),
             (Errno::ENOMEM, Failure::Exhausted),
             (Errno::EIO, Failure::Internal),

@@ -3,17 +3,22 @@
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use engine::Limits;
 use tonic::Status;
 use uuid::Uuid;
 
-use super::{Entry, Registry, internal, is_remote_namespace};
+use super::{Entry, Registry, internal, is_busy, is_remote_namespace};
 use crate::control::names;
 use crate::control::object::{Kind, Object, Site};
 use crate::control::secret::Secret;
 use crate::control::store::{Promise, Record, StoreError};
 use crate::control::vault;
+
+/// Between two looks at what another process holds.
+const CLEARING_STEP: Duration = Duration::from_millis(10);
 
 impl Registry {
     /// Answers a create of what exists.
@@ -99,7 +104,8 @@ impl Registry {
                 self.revive(&below)?;
             }
         }
-        let revived = Arc::new(self.restore(&entry.name, entry.record.clone()).map_err(internal)?);
+        let revived =
+            Arc::new(self.restore(&entry.name, entry.record.clone(), Instant::now()).map_err(internal)?);
         if let Err(why) = &revived.built {
             return Err(Status::failed_precondition(format!("{} is not available: {why}", entry.name)));
         }
@@ -108,8 +114,8 @@ impl Registry {
         Ok(revived)
     }
 
-    /// Builds an object again from its record.
-    pub(super) fn restore(&self, name: &str, record: Record) -> Result<Entry, StoreError> {
+    /// Builds an object again from its record; what another process holds is waited for until `cleared`.
+    pub(super) fn restore(&self, name: &str, record: Record, cleared: Instant) -> Result<Entry, StoreError> {
         let damaged = |why: &dyn std::fmt::Display| self.store.failed(format!("{name} is damaged: {why}"));
         let kind = Kind::of_collection(&record.kind).ok_or_else(|| damaged(&"its kind is unknown"))?;
         let declared = kind.decode(&record.declared).map_err(|e| damaged(&e))?;
@@ -129,7 +135,12 @@ impl Registry {
             }
             Ok(Some(volume.clone()))
         };
-        let built = rebuild().map_err(|status: Status| status.message().to_owned());
+        let built = loop {
+            match rebuild() {
+                Err(status) if is_busy(&status) && Instant::now() < cleared => thread::sleep(CLEARING_STEP),
+                built => break built.map_err(|status: Status| status.message().to_owned()),
+            }
+        };
         Ok(Entry { name: name.to_owned(), object, uuid, record, built })
     }
 

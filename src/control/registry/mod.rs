@@ -10,9 +10,10 @@ mod meaning;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use engine::Volume;
-use tonic::Status;
+use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::locks::{Held, NameLocks};
@@ -23,6 +24,10 @@ use super::reservations::Keeper;
 use super::schema::Schema;
 use super::secret::Secret;
 use super::store::{Record, Store, StoreError};
+
+/// How long all that is built again waits for addresses, sockets and files of a process that was killed: the kernel
+/// lets go of what the process's rings held in its own time.
+const CLEARING: Duration = Duration::from_secs(10);
 
 /// Most objects that may be declared.
 const MOST: usize = 1 << 16;
@@ -97,8 +102,9 @@ impl Registry {
             sequence: AtomicU64::new(last + 1),
             schema,
         };
+        let cleared = Instant::now() + if registry.was_killed() { CLEARING } else { Duration::ZERO };
         for (name, record) in records {
-            let entry = registry.restore(&name, record)?;
+            let entry = registry.restore(&name, record, cleared)?;
             if let Err(why) = &entry.built {
                 tracing::error!(object = name, "cannot be built again: {why}");
             }
@@ -316,14 +322,23 @@ pub(crate) fn internal(error: impl std::fmt::Display) -> Status {
 
 impl From<PlaneError> for Status {
     fn from(error: PlaneError) -> Self {
-        match error.failure {
-            Failure::Invalid => Status::invalid_argument(error.reason),
-            Failure::Precondition => Status::failed_precondition(error.reason),
-            Failure::Exists => Status::already_exists(error.reason),
-            Failure::Exhausted => Status::resource_exhausted(error.reason),
-            Failure::Unavailable => Status::unavailable(error.reason),
-            Failure::Unsupported => Status::unimplemented(error.reason),
-            Failure::Internal => Status::internal(error.reason),
-        }
+        let code = match error.failure {
+            Failure::Invalid => Code::InvalidArgument,
+            Failure::Precondition | Failure::Busy => Code::FailedPrecondition,
+            Failure::Exists => Code::AlreadyExists,
+            Failure::Exhausted => Code::ResourceExhausted,
+            Failure::Unavailable => Code::Unavailable,
+            Failure::Unsupported => Code::Unimplemented,
+            Failure::Internal => Code::Internal,
+        };
+        let mut status = Status::new(code, &error.reason);
+        status.set_source(Arc::new(error));
+        status
     }
+}
+
+/// Whether another process holds what was to be opened.
+fn is_busy(status: &Status) -> bool {
+    let source = std::error::Error::source(status).and_then(|source| source.downcast_ref());
+    matches!(source, Some(PlaneError { failure: Failure::Busy, .. }))
 }

@@ -87,3 +87,30 @@ async fn what_is_not_available_can_be_deleted() {
     house.delete(Kind::Aio, "volumes/disk").await.unwrap();
     assert!(house.restart(&[]).get::<AioVolume>("volumes/disk").is_err());
 }
+
+/// The kernel lets go of a killed process's addresses and files in its own time.
+#[tokio::test]
+async fn what_a_killed_process_still_holds_is_waited_for() {
+    let house = House::new();
+    house.plane.set_size("/file", 50);
+    house.aio("disk", "/file").await.unwrap();
+    let reopen = |house: House, end: bool| {
+        let House { control, dir, .. } = house;
+        if end {
+            control.end().unwrap();
+        }
+        drop(control);
+        let plane = Arc::<Double>::default();
+        plane.set_size("/file", 50);
+        plane.busy.lock().unwrap().insert("aio".into(), 3);
+        let control = Control::open(plane.clone(), dir.path(), None).unwrap();
+        House { plane, control, dir }
+    };
+    let house = reopen(house, false);
+    assert_eq!(house.log(), ["aio /file 512 50"]);
+    // After one that ended in order somebody else holds it, and may for ever.
+    let house = reopen(house, true);
+    assert!(house.log().is_empty());
+    let message = "volumes/disk is not available: aio /file 512 50: held by another process";
+    refused(house.aio("disk", "/file").await, Code::FailedPrecondition, message);
+}
