@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use host::workload::{self, Amount, Job, Ledger, Pattern};
-use host::{Command, Done, Queue, tcp, vfio_user};
+use host::{Command, Done, Kind, Queue, tcp, vfio_user};
 use nvme_proto::{Nqn, Status};
 
 /// Commands in flight.
@@ -58,4 +58,35 @@ pub fn command(queue: &mut dyn Queue, command: Command) -> Status {
         queue.poll(&mut done).unwrap();
     }
     done[0].status
+}
+
+/// Writes pieces of bytes, each at its offset; both fill whole blocks.
+pub fn write_pieces(queue: &mut dyn Queue, pieces: &[(u64, Vec<u8>)]) {
+    let block = u64::from(queue.namespace().block_size);
+    let step = queue.max_transfer();
+    let chunks = pieces.iter().flat_map(|(offset, bytes)| {
+        bytes.chunks(step).zip((*offset / block..).step_by(step / block as usize))
+    });
+    let mut free: Vec<u16> = (0..queue.depth()).collect();
+    let mut done: Vec<Done> = Vec::new();
+    let mut wait = |queue: &mut dyn Queue, free: &mut Vec<u16>| {
+        queue.poll(&mut done).unwrap();
+        for Done { tag, status } in done.drain(..) {
+            assert_eq!(status, Status::SUCCESS);
+            free.push(tag);
+        }
+    };
+    for (chunk, lba) in chunks {
+        while free.is_empty() {
+            wait(queue, &mut free);
+        }
+        let tag = free.pop().unwrap();
+        queue.buffer(tag).copy_in(0, chunk);
+        let blocks = (chunk.len() as u64 / block) as u32;
+        queue.submit(tag, Command { kind: Kind::Write { fua: false }, lba, blocks }).unwrap();
+    }
+    while free.len() < usize::from(queue.depth()) {
+        wait(queue, &mut free);
+    }
+    assert_eq!(command(queue, Command { kind: Kind::Flush, lba: 0, blocks: 0 }), Status::SUCCESS);
 }

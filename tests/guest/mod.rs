@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 mod cpio;
+pub mod esp;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -20,6 +21,10 @@ pub const HOST: &str = "10.0.2.2";
 
 /// How many seconds one guest may take for everything, in a test and in a soak.
 const PATIENCE: (u32, u32) = (180, 1800);
+
+/// What every kernel is told. An emulated processor that gets no time for a while must not look broken to it.
+const PARAMETERS: &str = "console=ttyS0 panic=-1 quiet no_timer_check tsc=reliable mitigations=off nokaslr \
+                          rcupdate.rcu_cpu_stall_suppress=1";
 
 const LIBRARY: &str = include_str!("library.sh");
 const END: &str = "ISTHMUS-OK";
@@ -38,6 +43,7 @@ pub struct Builder {
     arguments: Vec<String>,
     kernel: String,
     reboots: bool,
+    firmware: Option<PathBuf>,
 }
 
 impl Builder {
@@ -53,6 +59,7 @@ impl Builder {
             arguments: Vec::new(),
             kernel: String::new(),
             reboots: false,
+            firmware: None,
         })
     }
 
@@ -105,6 +112,33 @@ impl Builder {
     pub fn reboots(mut self) -> Self {
         self.reboots = true;
         self
+    }
+
+    /// Gives the guest no kernel: UEFI firmware looks for one on its disks. `None` after skipping the running test when
+    /// the firmware could not be had.
+    pub fn firmware(mut self) -> Option<Self> {
+        self.firmware = Some(crate::common::peer("ovmf")?);
+        Some(self)
+    }
+
+    /// What a disk must hold for the firmware to boot this guest's kernel and script from it, for [`esp::disk`]: the
+    /// loader, a shell, and the files, among them what the shell does.
+    pub fn boot_files(&self) -> (Vec<u8>, Vec<(&'static str, Vec<u8>)>) {
+        let firmware = self.firmware.as_ref().expect("a guest with firmware");
+        let kernel = fs::read(self.image.join("vmlinuz")).unwrap();
+        let line = format!("FS0:\\LINUX.EFI initrd=\\INITRD.IMG {PARAMETERS} {}\r\n", self.kernel);
+        let files =
+            vec![("STARTUP.NSH", line.into_bytes()), ("LINUX.EFI", kernel), ("INITRD.IMG", self.initrd())];
+        (fs::read(firmware.join("shellx64.efi")).unwrap(), files)
+    }
+
+    /// The initial file system with the script.
+    fn initrd(&self) -> Vec<u8> {
+        let mut segment = cpio::Archive::default();
+        let (seed, rounds) = (seed() % 1_000_000_007, count(1, 20));
+        let script = format!("SEED={seed}\nROUNDS={rounds}\n{LIBRARY}\n{}", self.script);
+        segment.file("script", 0o644, script.as_bytes());
+        [fs::read(self.image.join("initrd.cpio")).unwrap(), segment.finish()].concat()
     }
 
     /// Runs the guest to its end and returns what it printed.
@@ -183,16 +217,8 @@ impl Screen {
 impl Guest {
     fn start(builder: &Builder) -> Self {
         let directory = tempfile::Builder::new().prefix("guest.").tempdir().unwrap();
-        let initrd = directory.path().join("initrd");
-        let mut segment = cpio::Archive::default();
-        let (seed, rounds) = (seed() % 1_000_000_007, count(1, 20));
-        let script = format!("SEED={seed}\nROUNDS={rounds}\n{LIBRARY}\n{}", builder.script);
-        segment.file("script", 0o644, script.as_bytes());
-        fs::copy(builder.image.join("initrd.cpio"), &initrd).unwrap();
-        fs::File::options().append(true).open(&initrd).unwrap().write_all(&segment.finish()).unwrap();
-
         let (reader, writer) = std::io::pipe().unwrap();
-        let mut command = command(builder, &initrd);
+        let mut command = command(builder, directory.path());
         command.stdin(Stdio::piped()).stdout(writer.try_clone().unwrap()).stderr(writer);
         let mut qemu = command.spawn().unwrap();
         drop(command);
@@ -278,7 +304,7 @@ impl Drop for Guest {
 }
 
 /// QEMU, started by its own loader since it is not installed.
-fn command(builder: &Builder, initrd: &Path) -> Command {
+fn command(builder: &Builder, directory: &Path) -> Command {
     let prefix = builder.qemu.join("usr");
     let memory = builder.memory;
     let mut command = Command::new(prefix.join("lib64/ld-linux-x86-64.so.2"));
@@ -289,11 +315,19 @@ fn command(builder: &Builder, initrd: &Path) -> Command {
     command.args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]);
     command.args(["-m", &memory.to_string(), "-machine", "memory-backend=mem"]);
     command.args(["-object", &format!("memory-backend-memfd,id=mem,size={memory}M,share=on")]);
-    command.arg("-kernel").arg(builder.image.join("vmlinux")).arg("-initrd").arg(initrd);
-    // An emulated processor that gets no time for a while must not look broken to the kernel.
-    let parameters = "console=ttyS0 panic=-1 quiet no_timer_check tsc=reliable mitigations=off nokaslr \
-                      rcupdate.rcu_cpu_stall_suppress=1";
-    command.arg("-append").arg(format!("{parameters} {}", builder.kernel));
+    if let Some(firmware) = &builder.firmware {
+        // It keeps its variables in a second flash chip, which it writes.
+        let variables = directory.join("variables");
+        fs::copy(firmware.join("OVMF_VARS_4M.fd"), &variables).unwrap();
+        let code = firmware.join("OVMF_CODE_4M.fd");
+        command.arg("-drive").arg(format!("if=pflash,unit=0,format=raw,readonly=on,file={}", code.display()));
+        command.arg("-drive").arg(format!("if=pflash,unit=1,format=raw,file={}", variables.display()));
+    } else {
+        let initrd = directory.join("initrd");
+        fs::write(&initrd, builder.initrd()).unwrap();
+        command.arg("-kernel").arg(builder.image.join("vmlinux")).arg("-initrd").arg(initrd);
+        command.arg("-append").arg(format!("{PARAMETERS} {}", builder.kernel));
+    }
     if !builder.reboots {
         command.arg("-no-reboot");
     }

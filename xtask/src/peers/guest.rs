@@ -29,11 +29,16 @@ const PROGRAMS: [&str; 4] = ["usr/bin/fio", "usr/sbin/nvme", "usr/sbin/mkfs.ext4
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 
-/// Writes `vmlinux` and `initrd.cpio` into `into` from a prefix with the unpacked packages.
+/// The kernel's files: for QEMU to enter, and for firmware to load.
+pub const KERNELS: [&str; 2] = ["vmlinux", "vmlinuz"];
+
+/// Writes the kernel's files and `initrd.cpio` into `into` from a prefix with the unpacked packages.
 pub fn build(prefix: &Path, into: &Path) -> Result<()> {
     let release = only_entry(&prefix.join("usr/lib/modules"))?;
     let image = fs::read(prefix.join(format!("boot/vmlinuz-{release}"))).context("the kernel's image")?;
-    fs::write(into.join("vmlinux"), kernel::vmlinux(&image)?)?;
+    let [vmlinux, vmlinuz] = KERNELS.map(|name| into.join(name));
+    fs::write(vmlinux, kernel::vmlinux(&image)?)?;
+    fs::write(vmlinuz, &image)?;
     fs::write(into.join("initrd.cpio"), file_system(prefix, &release)?)?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The real peers: fetched once per version, unpacked beside the system, found by tests through a directory of links.
 //!
-//! `$ISTHMUS_PEERS/qemu` is a prefix with QEMU and its libraries, `guest` holds `vmlinux` and `initrd.cpio`, `python` is
-//! a site directory with OPI's stubs.
+//! `$ISTHMUS_PEERS/qemu` is a prefix with QEMU and its libraries, `guest` holds `vmlinux`, `vmlinuz` and `initrd.cpio`,
+//! `ovmf` UEFI firmware for a virtual machine, `python` is a site directory with OPI's stubs.
 
 mod apt;
 #[path = "../../../tests/guest/cpio.rs"]
@@ -20,6 +20,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::report::{Outcome, Report, first_line};
+
+/// The packages of UEFI firmware, and of a shell that it can start from a disk.
+const FIRMWARE: [&str; 2] = ["efi-shell-x64", "ovmf"];
 
 /// Fetches every peer that can be had, adds a row for each, and returns the directory of links.
 ///
@@ -48,8 +51,24 @@ pub fn fetch(report: &mut Report) -> Result<PathBuf> {
             Ok(fs::remove_dir_all(prefix)?)
         };
         let versions = ["fio", "nvme-cli"].map(|name| format!("{name} {}", version_of(name, &archives)));
-        let key = (&archives, &package, &version, guest::INIT, guest::MODULES);
+        let key = (&archives, &package, &version, guest::INIT, guest::MODULES, guest::KERNELS);
         Ok((format!("linux {version}, {}", versions.join(", ")), cache.entry("guest", key, build)?))
+    });
+    cache.row(report, "peer ovmf", "ovmf", || {
+        let apt = apt.as_ref().map_err(again)?;
+        let archives = apt.closure(None, &FIRMWARE)?;
+        let build = |into: &Path| {
+            let prefix = into.join("prefix");
+            for package in FIRMWARE {
+                apt.unpack_one(package, &prefix)?;
+            }
+            for file in ["OVMF/OVMF_CODE_4M.fd", "OVMF/OVMF_VARS_4M.fd", "efi-shell-x64/shellx64.efi"] {
+                let file = prefix.join("usr/share").join(file);
+                fs::copy(&file, into.join(file.file_name().context("a file")?)).context("the firmware")?;
+            }
+            Ok(fs::remove_dir_all(prefix)?)
+        };
+        Ok((version_of("ovmf", &archives), cache.entry("ovmf", &archives, build)?))
     });
     cache.row(report, "peer pydpu", "python", || {
         let interpreter = python::interpreter()?;
