@@ -1,5 +1,7 @@
 //! What tests of layers need: an issuer that remembers what came back, and I/Os made in one line.
 
+pub mod fuzz;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 

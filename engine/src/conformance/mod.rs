@@ -11,7 +11,7 @@
 
 mod memory;
 mod model;
-mod rng;
+pub(crate) mod rng;
 mod round;
 mod state;
 

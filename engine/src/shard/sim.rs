@@ -94,6 +94,29 @@ impl Sim {
         false
     }
 
+    /// Takes turns while there is work, and lets `time` pass in between; what the kernel has ended by then is seen, and
+    /// nobody outside is waited for. Whether all came to rest within so many `turns`: with more, something spins.
+    pub fn settle(&self, time: Duration, turns: usize) -> bool {
+        let until = self.now.get().saturating_add(time.as_nanos() as u64);
+        for _ in 0..turns {
+            let mut busy = false;
+            for shard in &self.shards {
+                busy |= shard.enter(|| shard.turn() || shard.has_work() || shard.0.ring.has_completions());
+            }
+            if busy {
+                continue;
+            }
+            match self.shards.iter().filter_map(|s| s.0.timers.first()).min().filter(|at| *at <= until) {
+                Some(next) => self.now.set(self.now.get().max(next)),
+                None => {
+                    self.now.set(until);
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
     /// Lets `time` pass.
     pub fn advance(&self, time: Duration) {
         let until = self.now.get() + time.as_nanos() as u64;
