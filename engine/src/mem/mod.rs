@@ -14,3 +14,4 @@ pub use buf::{Buf, pool_bytes};
 pub use guest::{Access, GuestMemory, MemError, Region, RegionId, SglBuilder};
 pub use mapping::Mapping;
 pub use sgl::{Seg, Sgl};
+pub use sigbus::condemnations;

@@ -39,6 +39,8 @@ static TABLE: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
 /// One past the highest slot ever taken: how far the handler looks.
 static HIGH: AtomicUsize = AtomicUsize::new(0);
 static INSTALL: Once = Once::new();
+/// How often an access found no file behind a mapping.
+static CONDEMNED: AtomicUsize = AtomicUsize::new(0);
 
 /// A mapping under watch, until dropped.
 #[derive(Debug)]
@@ -64,6 +66,14 @@ impl Watch {
     pub(super) fn is_condemned(&self) -> bool {
         TABLE[self.slot].condemned.load(Ordering::Relaxed)
     }
+}
+
+/// How often accesses of this process found no file behind a mapping: when it has changed, [`Mapping::is_condemned`]
+/// tells of which.
+///
+/// [`Mapping::is_condemned`]: super::Mapping::is_condemned
+pub fn condemnations() -> usize {
+    CONDEMNED.load(Ordering::Acquire)
 }
 
 impl Drop for Watch {
@@ -92,6 +102,7 @@ extern "C" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
         // Whoever touches a mapping holds it, so this slot stays what it is from here on.
         if slot.watches(addr) {
             slot.condemned.store(true, Ordering::Release);
+            CONDEMNED.fetch_add(1, Ordering::Release);
             // The page is 4 KiB large, or as large as the pages of the hugetlbfs file behind it.
             if [12, 21, 30].into_iter().any(|shift| put_zeroes(slot, addr >> shift << shift, 1 << shift)) {
                 return;

@@ -14,9 +14,11 @@ pub const CONFIG_BYTES: u64 = 4096;
 /// Bytes of BAR0: registers, one page of doorbells, and what the transport asks as the least (3.1.1.10).
 pub const BAR0_BYTES: u64 = 16384;
 /// Bytes of BAR4: the MSI-X table, and the pending bits.
-pub const BAR4_BYTES: u64 = 8192;
+pub const BAR4_BYTES: u64 = 16384;
 /// Where the pending bits begin in BAR4.
-pub const PBA: u32 = 4096;
+pub const PBA: u32 = 8192;
+/// MSI-X vectors that the table has room for.
+pub const MAX_VECTORS: u16 = 512;
 
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
@@ -44,10 +46,10 @@ pub struct Effect {
 }
 
 impl ConfigSpace {
-    /// As after power-on, with `vectors` MSI-X vectors (1 to 256).
+    /// As after power-on, with `vectors` MSI-X vectors (1 to [`MAX_VECTORS`]).
     pub fn new(vectors: u16) -> Self {
         let mut space = ConfigSpace { bytes: [0; 256], writable: [0; 256] };
-        let table_size = vectors.clamp(1, 256).saturating_sub(1);
+        let table_size = vectors.clamp(1, MAX_VECTORS).saturating_sub(1);
         space.set(0x00, &VENDOR_ID.to_le_bytes(), &[]);
         space.set(0x02, &DEVICE_ID.to_le_bytes(), &[]);
         // Memory space, bus master, parity, SERR#, interrupt disable.

@@ -9,6 +9,12 @@ use engine::Shard;
 use engine::mem::{Buf, Sgl};
 use engine::ring::{Completion, Fd, OpId, RingClient, RingOp};
 
+use super::config::MAX_VECTORS;
+
+/// A bit for each vector.
+type PendingBits = [u8; MAX_VECTORS as usize / 8];
+const NONE_PENDING: PendingBits = [0; MAX_VECTORS as usize / 8];
+
 /// An event descriptor that is signalled through the ring: the write goes with everything else at the end of the turn,
 /// and one that a hostile client makes block holds up nobody.
 struct Line {
@@ -63,7 +69,7 @@ pub(crate) struct Interrupts {
     one: Sgl,
     msix: RefCell<Vec<Option<Rc<Line>>>>,
     /// A bit for each vector: it was raised while it had no descriptor.
-    pending: Cell<[u8; 32]>,
+    pending: Cell<PendingBits>,
     /// The client set up MSI-X: the pin is not used.
     msix_on: Cell<bool>,
     intx: RefCell<Intx>,
@@ -83,7 +89,7 @@ impl Interrupts {
             shard: shard.clone(),
             one,
             msix: RefCell::new(vec![None; usize::from(vectors)]),
-            pending: Cell::default(),
+            pending: Cell::new(NONE_PENDING),
             msix_on: Cell::new(false),
             intx: RefCell::default(),
             mask: Cell::new(0),
@@ -135,7 +141,7 @@ impl Interrupts {
     /// Takes all vectors away: the pin is used from now on.
     pub fn clear_msix(&self) {
         self.msix_on.set(false);
-        self.pending.set([0; 32]);
+        self.pending.set(NONE_PENDING);
         self.msix.borrow_mut().iter_mut().for_each(|line| replace(line, None));
     }
 
@@ -169,7 +175,7 @@ impl Interrupts {
     }
 
     /// The pending bits, as they lie in the function's memory.
-    pub fn pending(&self) -> [u8; 32] {
+    pub fn pending(&self) -> PendingBits {
         self.pending.get()
     }
 
@@ -200,7 +206,7 @@ impl Interrupts {
 
     /// After a reset of the controller: nothing is pending, nothing is masked by INTMS.
     pub fn forget(&self) {
-        self.pending.set([0; 32]);
+        self.pending.set(NONE_PENDING);
         self.mask.set(0);
     }
 

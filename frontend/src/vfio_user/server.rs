@@ -23,6 +23,12 @@ use crate::pcie::Doorbells;
 use crate::pcie::function::Function;
 use crate::subsystem::Subsystem;
 
+/// Entries of the largest queue. A host that makes a queue brings its memory; nothing is kept here for queues that there
+/// may be.
+const MAX_QUEUE_ENTRIES: u16 = 4096;
+/// I/O queues of a controller.
+const MAX_IO_QUEUES: u16 = 256;
+
 /// How a controller is served.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -32,7 +38,7 @@ pub struct Options {
     pub cntlid: Option<u16>,
     /// Entries of the largest queue: 2 to 4096.
     pub max_queue_entries: u16,
-    /// I/O queues that a host may have: 1 to 255.
+    /// I/O queues that a host may have: 1 to 256.
     pub max_io_queues: u16,
     /// The socket's permissions.
     pub mode: u32,
@@ -45,8 +51,8 @@ impl Default for Options {
         Options {
             doorbells: Doorbells::default(),
             cntlid: None,
-            max_queue_entries: 1024,
-            max_io_queues: 64,
+            max_queue_entries: MAX_QUEUE_ENTRIES,
+            max_io_queues: MAX_IO_QUEUES,
             mode: 0o600,
             group: None,
         }
@@ -114,8 +120,8 @@ fn serve(
     ended: SyncSender<()>,
 ) -> io::Result<Arc<Shared>> {
     let Options { doorbells, cntlid, max_queue_entries, max_io_queues, .. } = options;
-    let entries = max_queue_entries.clamp(2, 4096);
-    let queues = max_io_queues.clamp(1, 255);
+    let entries = max_queue_entries.clamp(2, MAX_QUEUE_ENTRIES);
+    let queues = max_io_queues.clamp(1, MAX_IO_QUEUES);
     let function = Function::new(shard, subsystem, doorbells, cntlid, entries, queues)?;
     let shared = function.controller().shared().clone();
     let serving = Rc::new(Serving {

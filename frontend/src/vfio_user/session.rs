@@ -56,6 +56,8 @@ pub(super) struct Session<'a> {
     socket: Rc<Socket>,
     dma: Rc<Dma>,
     greeted: Rc<Cell<bool>>,
+    /// Whether the client takes descriptors: without, it can map nothing.
+    takes_fds: Cell<bool>,
     rejections: &'a Rejections,
     maps: RefCell<Vec<Arc<Region>>>,
 }
@@ -67,6 +69,7 @@ impl<'a> Session<'a> {
             socket: socket.clone(),
             dma: Dma::new(socket),
             greeted: Rc::default(),
+            takes_fds: Cell::new(true),
             rejections,
             maps: RefCell::default(),
         }
@@ -203,6 +206,7 @@ impl<'a> Session<'a> {
         }
         self.greeted.set(true);
         self.dma.max_data.set(capabilities.max_data_xfer_size);
+        self.takes_fds.set(capabilities.max_msg_fds > 0);
         let version = RawVersion { major, minor: minor.min(MINOR) };
         Ok([version.as_bytes(), &Capabilities::ours()].concat().into())
     }
@@ -273,7 +277,8 @@ impl<'a> Session<'a> {
         let Some(space) = space(index) else { return info.as_bytes().to_vec().into() };
         info.flags = READ | WRITE;
         info.size = space.len();
-        let Some(file) = self.function.bells.file().filter(|_| space == Space::Bar0) else {
+        let mappable = space == Space::Bar0 && self.takes_fds.get();
+        let Some(file) = self.function.bells.file().filter(|_| mappable) else {
             return info.as_bytes().to_vec().into();
         };
         info.flags |= MMAP;

@@ -33,6 +33,7 @@ pub mod command {
     pub const DMA_MAP: u16 = 2;
     pub const DMA_UNMAP: u16 = 3;
     pub const GET_REGION_INFO: u16 = 5;
+    pub const GET_IRQ: u16 = 7;
     pub const SET_IRQS: u16 = 8;
     pub const REGION_READ: u16 = 9;
     pub const REGION_WRITE: u16 = 10;
@@ -73,9 +74,15 @@ pub struct Client {
     pub rung: usize,
 }
 
+impl Queue {
+    pub fn at(qid: u16, sq: u64, cq: u64, entries: u32) -> Self {
+        Queue { qid, sq, cq, entries, tail: 0, head: 0, phase: true }
+    }
+}
+
 fn queue(qid: u16, entries: u32) -> Queue {
     let at = 0x10000 + u64::from(qid) * 0x20000;
-    Queue { qid, sq: at, cq: at + 0x10000, entries, tail: 0, head: 0, phase: true }
+    Queue::at(qid, at, at + 0x10000, entries)
 }
 
 /// A queue that is none, to stand in for one.
@@ -83,12 +90,28 @@ pub fn none() -> Queue {
     queue(0, 2)
 }
 
+/// What the memory files of this test's clients are called.
+pub fn ram_name() -> String {
+    format!("ram-{}", std::thread::current().name().unwrap_or_default())
+}
+
 impl Client {
     /// Connects and shakes hands.
     pub fn connect(path: &Path) -> Self {
+        Self::with_ram(path, RAM)
+    }
+
+    /// The same with so much memory.
+    pub fn with_ram(path: &Path, bytes: usize) -> Self {
+        let json = b"{\"capabilities\":{\"max_msg_fds\":16,\"max_data_xfer_size\":1048576}}\0";
+        Self::greeting(path, bytes, json)
+    }
+
+    /// The same with other capabilities.
+    pub fn greeting(path: &Path, bytes: usize, json: &[u8]) -> Self {
         let stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let (ram, ram_fd) = Mapping::memfd("ram", RAM).unwrap();
+        let (ram, ram_fd) = Mapping::memfd(&ram_name(), bytes).unwrap();
         let admin = queue(0, 32);
         let mut client = Client {
             stream,
@@ -102,14 +125,13 @@ impl Client {
             narrow: false,
             rung: 0,
         };
-        let json = b"{\"capabilities\":{\"max_msg_fds\":16,\"max_data_xfer_size\":1048576}}\0";
-        let reply = client.ask(command::VERSION, &[&[0, 0, 0, 0], &json[..]].concat(), &[]);
+        let reply = client.ask(command::VERSION, &[&[0, 0, 0, 0], json].concat(), &[]);
         assert_eq!(reply.errno, 0);
         client
     }
 
     pub fn send(&mut self, command: u16, flags: u32, body: &[u8], fds: &[BorrowedFd<'_>]) -> u16 {
-        self.next += 1;
+        self.next = self.next.wrapping_add(1);
         let mut bytes = Vec::new();
         bytes.extend(self.next.to_le_bytes());
         bytes.extend(command.to_le_bytes());
@@ -291,8 +313,14 @@ impl Client {
     /// A new queue pair with vector `qid`.
     pub fn create(&mut self, qid: u16, entries: u32) -> Queue {
         let new = queue(qid, entries);
-        let size = (entries - 1) << 16 | u32::from(qid);
         self.ram.sgl(new.sq as usize, 0x20000).unwrap().zero(0, 0x20000);
+        self.create_in(new)
+    }
+
+    /// A new queue pair where it is said to be, in memory that is zero, with vector `qid`.
+    pub fn create_in(&mut self, new: Queue) -> Queue {
+        let qid = new.qid;
+        let size = (new.entries - 1) << 16 | u32::from(qid);
         let cq =
             Sqe { opc: 5, dptr: [new.cq, 0], cdw10: size, cdw11: u32::from(qid) << 16 | 3, ..Sqe::default() };
         assert!(self.admin(cq).status().is_success());

@@ -10,7 +10,29 @@ use frontend::vfio_user::{Handle, Options, Server, socket_path};
 use frontend::{Doorbells, Namespace, Subsystem, SubsystemConfig};
 use nvme_proto::Nqn;
 
-use crate::client::{Client, RAM};
+use crate::client::{Client, DATA, Queue, RAM, rw};
+
+/// A host that nothing of what happens beside it may harm.
+pub struct Neighbour {
+    client: Client,
+    queue: Queue,
+    seed: u8,
+    _handle: Handle,
+}
+
+impl Neighbour {
+    /// Its controller is ready, and what it writes it reads.
+    pub fn is_well(&mut self) {
+        let (c, q) = (&mut self.client, &mut self.queue);
+        self.seed = self.seed.wrapping_add(1);
+        c.put(DATA, &[self.seed; 4096]);
+        // Blocks that are nobody else's.
+        assert!(c.run(q, rw(true, 100_000, 8, DATA, 0)).status().is_success());
+        assert!(c.run(q, rw(false, 100_000, 8, DATA + 0x1000, 0)).status().is_success());
+        assert_eq!(c.get(DATA + 0x1000, 4096), [self.seed; 4096]);
+        assert_eq!(c.register(0x1c), 1, "ready, and not failed");
+    }
+}
 
 /// A controller over vfio-user on the second of two shards.
 pub struct Rig {
@@ -51,6 +73,21 @@ impl Rig {
 
     pub fn connect(&self) -> Client {
         Client::connect(self.handle().path())
+    }
+
+    /// Another controller of the subsystem, on the same shard, and a host of it that works.
+    pub fn neighbour(&self) -> Neighbour {
+        let handle = self.handle();
+        let path = socket_path(&self.dir, "s", Some("n")).unwrap();
+        let options = Options::default();
+        let home = &self.shards.as_ref().unwrap().handles()[1];
+        let other = Server::listen(home, handle.controller().subsystem(), &path, options).unwrap();
+        let mut client = Client::connect(other.path());
+        assert_eq!(client.map(0, 0, RAM as u64, true), 0);
+        client.map_doorbells();
+        client.enable();
+        let queue = client.create(1, 64);
+        Neighbour { client, queue, seed: 0, _handle: other }
     }
 
     /// A client with an enabled controller.

@@ -11,14 +11,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::mem::{Access, GuestMemory, MemError, Region, RegionId, SglBuilder};
+use engine::mem::{Access, GuestMemory, MemError, Region, RegionId, SglBuilder, condemnations};
 use engine::{PollerId, Scope, Shard};
 use nvme_proto::aen::ErrorInfo;
 use nvme_proto::register::{Csts, offset};
 use nvme_proto::zerocopy::IntoBytes;
 
 use super::coalesce::Coalescing;
-use super::config::ConfigSpace;
+use super::config::{ConfigSpace, MAX_VECTORS};
 use super::cq::Cq;
 use super::doorbell::{Bells, Doorbells, PAGE};
 use super::irq::Interrupts;
@@ -32,9 +32,6 @@ use bars::msix_table;
 use port::FunctionPort;
 
 pub(crate) use bars::Space;
-
-/// Turns with completions from one look at the guest's memory to the next: whether its files are whole.
-const CONDEMNED_EVERY: u32 = 64;
 
 /// A PCI function. It lives on its controller's home shard, and outlives its hosts: between two of them it is reset.
 pub(crate) struct Function {
@@ -62,8 +59,8 @@ pub(crate) struct Function {
     ending: Cell<bool>,
     /// An error that the host will be told of then.
     event: Cell<Option<ErrorInfo>>,
-    /// Turns that ended with completions.
-    turns: Cell<u32>,
+    /// [`condemnations`] when the guest's memory was last looked at.
+    condemned: Cell<usize>,
     /// Nobody is there to be answered.
     deaf: Cell<bool>,
     /// Times that the host did what fails a controller.
@@ -88,7 +85,7 @@ impl Function {
         max_io_queues: u16,
     ) -> io::Result<Rc<Self>> {
         let max_io_queues = max_io_queues.clamp(1, (PAGE / 8 - 1) as u16);
-        let vectors = max_io_queues.saturating_add(1).min(256);
+        let vectors = max_io_queues.saturating_add(1).min(MAX_VECTORS);
         let config = Config {
             fabrics: false,
             cntlid,
@@ -120,7 +117,7 @@ impl Function {
             poller: Cell::new(None),
             ending: Cell::new(false),
             event: Cell::new(None),
-            turns: Cell::new(0),
+            condemned: Cell::new(condemnations()),
             deaf: Cell::new(true),
             complaints: Cell::new(0),
             failed: Cell::new(false),
@@ -203,10 +200,19 @@ impl Function {
 
     /// A host that truncates a file under its memory reads and writes nothing any more, and its controller has failed.
     fn check_memory(&self) {
-        if !self.failed.get() && self.memory.borrow().regions().iter().any(|region| region.is_condemned()) {
+        let now = condemnations();
+        if self.condemned.replace(now) == now || self.failed.get() {
+            return;
+        }
+        if self.memory.borrow().regions().iter().any(|region| region.is_condemned()) {
             self.complain("the file behind guest memory was truncated");
             self.fail();
         }
+    }
+
+    /// The next look at the guest's memory is a look at every region.
+    fn look_at_memory(&self) {
+        self.condemned.set(condemnations().wrapping_sub(1));
     }
 
     /// Whether a queue can be there.

@@ -27,6 +27,7 @@ impl Function {
             self.shard.remove_poller(poller);
         }
         self.failed.set(false);
+        self.look_at_memory();
         self.cqs.borrow_mut().clear();
         self.late.clear();
         self.deleting.borrow_mut().clear();

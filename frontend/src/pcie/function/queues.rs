@@ -7,7 +7,7 @@ use engine::{Poller, TurnEnd, Wake};
 use nvme_proto::Cqe;
 use nvme_proto::aen::ErrorInfo;
 
-use super::{CONDEMNED_EVERY, Function};
+use super::Function;
 use crate::pcie::cq::{Cq, Posted};
 use crate::pcie::doorbell::{Bell, Shadow};
 use crate::pcie::sq::Sq;
@@ -187,6 +187,7 @@ impl Function {
 
 impl Poller for Function {
     fn poll(self: Rc<Self>) -> bool {
+        self.check_memory();
         self.drain_completions();
         self.fetch_all()
     }
@@ -217,10 +218,7 @@ impl TurnEnd for Function {
         if let Some(info) = self.event.take() {
             self.controller().error_event(info);
         }
-        self.turns.set(self.turns.get().wrapping_add(1));
-        if self.turns.get().is_multiple_of(CONDEMNED_EVERY) {
-            self.check_memory();
-        }
+        self.check_memory();
         let msix = self.interrupts.uses_msix();
         for cq in self.cqs.borrow().values() {
             let fresh = cq.fresh.take();
