@@ -360,7 +360,7 @@ fn g78_commands_and_lists_that_change_while_they_are_read() {
                     let at = list + any() % 64 * 8;
                     ram.sgl(at as usize, 8).unwrap().copy_in(0, &bad.to_le_bytes());
                     let at = segment + any() % 64 * 8;
-                    let word = if any() % 2 == 0 { bad } else { (any() % 4) << 60 | any() % 8192 };
+                    let word = if any() % 2 == 0 { bad } else { ((any() % 4) << 60) | (any() % 8192) };
                     ram.sgl(at as usize, 8).unwrap().copy_in(0, &word.to_le_bytes());
                     let at = 0x30000 + any() % 64 * 64 + 8 + any() % 14 * 4;
                     ram.sgl(at as usize, 4).unwrap().copy_in(0, &(any() as u32).to_le_bytes());

@@ -9,6 +9,7 @@ mod f_memory;
 mod f_socket;
 mod fused;
 mod fuzz;
+mod g_lists;
 mod g_queues;
 mod parked;
 mod peer;
