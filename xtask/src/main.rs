@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod figures;
+mod instructions;
 mod peers;
 mod process;
 mod report;
@@ -16,7 +17,7 @@ use clap::{Parser, Subcommand};
 #[command(
     name = "cargo xtask",
     after_help = "\
-The peers (QEMU with vfio-user, a Debian kernel, fio, nvme-cli, OPI's Python stubs) come from the Debian archive \
+The peers (QEMU with vfio-user, a Debian kernel, fio, nvme-cli, valgrind, OPI's Python stubs) come from the Debian archive \
 this machine's apt is configured for, and from this machine's pip. They are unpacked beside the system, never \
 installed into it, and kept in $ISTHMUS_CACHE, else $XDG_CACHE_HOME/isthmus, else ~/.cache/isthmus.
 
@@ -44,6 +45,8 @@ enum Command {
     Lint,
     /// Takes first figures of the release build on this machine and prints docs/performance.md's table.
     Figures(figures::Options),
+    /// Counts the instructions that a command costs on each path, and compares them with benches/instructions.toml.
+    Instructions(instructions::Options),
     /// Only fetches the peers; prints the directory that ISTHMUS_PEERS has to name.
     Peers,
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Soak { seed } => suite::test(suite::Extent::Soak { seed: seed.unwrap_or_else(clock) }),
         Command::Lint => suite::lint(),
         Command::Figures(options) => suite::figures(&options),
+        Command::Instructions(options) => suite::instructions(&options),
         Command::Peers => suite::peers(),
     };
     match outcome {

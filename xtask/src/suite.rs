@@ -8,9 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::instructions::{self, Verdict};
 use crate::peers;
 use crate::process::run;
-use crate::report::{Outcome, Report};
+use crate::report::{Outcome, Report, first_line};
+
+/// The workspace's root.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// How much of the random and repeated tests runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,7 @@ pub fn test(extent: Extent) -> Result<bool> {
         Ok("release".into())
     });
     if built {
+        count(&mut report, &peers, &instructions::Options::default());
         tests(&mut report, &peers, extent)?;
     }
     Ok(finish(&report))
@@ -51,6 +56,33 @@ pub fn figures(options: &crate::figures::Options) -> Result<bool> {
     run(cargo().args(["build", "--release", "--package", "isthmus"]))?;
     crate::figures::figures(&target_directory()?.join("release/isthmus"), options)?;
     Ok(true)
+}
+
+/// Counts instructions and compares them with the record.
+pub fn instructions(options: &instructions::Options) -> Result<bool> {
+    let mut report = Report::new();
+    let peers = peers::fetch_valgrind(&mut report)?;
+    count(&mut report, &peers, options);
+    Ok(finish(&report))
+}
+
+/// Adds the row of what commands cost.
+fn count(report: &mut Report, peers: &Path, options: &instructions::Options) {
+    eprintln!("\n=== instructions");
+    let began = Instant::now();
+    let root = Path::new(ROOT);
+    let verdict = target_directory()
+        .and_then(|target| instructions::instructions(cargo(), peers, &target, root, options));
+    let outcome = match verdict {
+        Ok(Verdict::Same(said)) => Outcome::Passed(said),
+        Ok(Verdict::Differs(said)) => Outcome::Failed(said),
+        Ok(Verdict::Incomparable(said)) => Outcome::Skipped(said),
+        Err(error) => {
+            eprintln!("instructions: {error:#}");
+            Outcome::Failed(first_line(&format!("{error:#}")))
+        }
+    };
+    report.add("instructions", outcome, began.elapsed());
 }
 
 /// Fetches the peers and prints their directory, alone on standard output.
@@ -193,7 +225,7 @@ fn strict() -> bool {
 /// The cargo that runs us, at the workspace's root.
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command.current_dir(ROOT);
     command
 }
 

@@ -46,17 +46,19 @@ impl Sim {
         shard.enter(|| f(shard))
     }
 
+    /// A turn of each shard, in which no time passes. Whether anything happened, or is left for the next.
+    pub fn turn(&self) -> bool {
+        let turn = |busy, shard: &Shard| busy | shard.enter(|| shard.turn() || shard.has_work());
+        self.shards.iter().fold(false, turn)
+    }
+
     /// Takes turns until `done`, or until nothing can happen any more. Whether it is done.
     pub fn run_until(&self, mut done: impl FnMut() -> bool) -> bool {
         loop {
             if done() {
                 return true;
             }
-            let mut busy = false;
-            for shard in &self.shards {
-                busy |= shard.enter(|| shard.turn() || shard.has_work());
-            }
-            if busy {
+            if self.turn() {
                 continue;
             }
             // Real I/O first: it takes no virtual time.

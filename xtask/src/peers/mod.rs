@@ -1,7 +1,8 @@
 //! The real peers: fetched once per version, unpacked beside the system, found by tests through a directory of links.
 //!
 //! `$ISTHMUS_PEERS/qemu` is a prefix with QEMU and its libraries, `guest` holds `vmlinux`, `vmlinuz` and `initrd.cpio`,
-//! `ovmf` UEFI firmware for a virtual machine, `python` is a site directory with OPI's stubs.
+//! `ovmf` UEFI firmware for a virtual machine, `python` is a site directory with OPI's stubs, `valgrind` a prefix with
+//! valgrind alone.
 
 mod apt;
 #[path = "../../../tests/guest/cpio.rs"]
@@ -75,7 +76,28 @@ pub fn fetch(report: &mut Report) -> Result<PathBuf> {
         let path = cache.entry("python", (&interpreter, python::REQUIREMENT), python::install)?;
         Ok((format!("{} for {interpreter}", python::REQUIREMENT), path))
     });
+    valgrind(&cache, &apt, report);
     Ok(cache.links())
+}
+
+/// Fetches valgrind alone; the directory of links.
+///
+/// # Errors
+/// As [`fetch`].
+pub fn fetch_valgrind(report: &mut Report) -> Result<PathBuf> {
+    let cache = Cache::open()?;
+    valgrind(&cache, &apt_root(&cache), report);
+    Ok(cache.links())
+}
+
+fn valgrind(cache: &Cache, apt: &Result<apt::Apt>, report: &mut Report) {
+    cache.row(report, "peer valgrind", "valgrind", || {
+        let apt = apt.as_ref().map_err(again)?;
+        let version = version_of("valgrind", &apt.closure(None, &["valgrind"])?);
+        // Its tools are static programs: nothing that it depends on is needed.
+        let path = cache.entry("valgrind", &version, |into| apt.unpack_one("valgrind", into))?;
+        Ok((version, path))
+    });
 }
 
 fn apt_root(cache: &Cache) -> Result<apt::Apt> {
