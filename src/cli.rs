@@ -63,6 +63,17 @@ pub enum Doorbells {
     Trapped,
 }
 
+/// When writes that were out on a lost connection are sent again.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Resend {
+    /// When the remote can no longer execute the old ones: the keep-alive timeout and its command quiesce time after the
+    /// loss. Only what touches their blocks waits meanwhile.
+    Strict,
+    /// As soon as there is a connection, as Linux does: a remote that still executes the old ones could do so over newer
+    /// writes. Isthmus's own target does not, unless the network was silent for long.
+    Fast,
+}
+
 /// Flags of `serve`.
 #[derive(Debug, Args)]
 pub struct Serve {
@@ -107,6 +118,18 @@ pub struct Serve {
     /// Other NVMe/TCP discovery services, `ADDRESS:PORT`, that the discovery service here refers hosts to.
     #[arg(long, env = "ISTHMUS_REFERRALS", value_delimiter = ',', value_name = "ADDRESSES")]
     pub referrals: Vec<SocketAddr>,
+    /// Keep-alive timeout of connections to remote controllers, in seconds.
+    #[arg(
+        long,
+        env = "ISTHMUS_REMOTE_KATO",
+        default_value_t = 15,
+        value_parser = clap::value_parser!(u64).range(1..=3600),
+        value_name = "SECONDS"
+    )]
+    pub remote_kato: u64,
+    /// When writes that were out on a lost connection to a remote controller are sent again.
+    #[arg(long, env = "ISTHMUS_REMOTE_RESEND", default_value = "strict", value_name = "WHEN")]
+    pub remote_resend: Resend,
     /// End when the process that started this one ends.
     #[arg(long, hide = true)]
     pub die_with_parent: bool,

@@ -184,7 +184,9 @@ struct House {
 
 impl House {
     fn new(rules: Vec<FaultRule>) -> Self {
-        let (far, near) = (Server::start(&["--shards", "2"]), Server::start(&["--shards", "2"]));
+        // Writes that were out when the target is killed wait for as long.
+        let near = Server::start(&["--shards", "2", "--remote-kato", "1"]);
+        let far = Server::start(&["--shards", "2"]);
         let (there, here) = (Grpc::connect(far.grpc()), Grpc::connect(near.grpc()));
         let (far_port, port) = (free_port(), free_port());
         there.aio_volume("file", &far.aio_file("disk", (BLOCK * BLOCKS) as u64), BLOCK as i64).unwrap();

@@ -27,6 +27,7 @@ use remotes::RemoteEntry;
 use subsystems::SubsystemEntry;
 use volumes::Typed;
 
+pub use backend::nvme_tcp::Resend;
 pub use frontend::Doorbells;
 
 /// How a data plane meets its machine.
@@ -44,6 +45,10 @@ pub struct Settings {
     pub doorbells: Vec<Doorbells>,
     /// Discovery services that the target's own refers hosts to.
     pub referrals: Vec<SocketAddr>,
+    /// Keep-alive timeout of connections to remote controllers.
+    pub remote_kato: Duration,
+    /// When writes that were out on a lost connection to a remote controller are sent again.
+    pub remote_resend: Resend,
 }
 
 /// The data plane of this process.
@@ -226,7 +231,7 @@ impl DataPlane for Plane {
     }
 
     fn add_path(&self, remote: &str, path: &str, config: &PathConfig) -> PlaneResult<()> {
-        self.remote(remote)?.add_path(remote, path, config, &self.shards)
+        self.remote(remote)?.add_path(remote, path, config, self)
     }
 
     fn await_connection(&self, remote: &str) {

@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use backend::nvme_tcp::{self, Identity, Pin, Remote, State};
-use engine::{ShardHandle, Volume};
+use engine::Volume;
 
 use super::convert::{nqn, refuse};
-use super::{Plane, lock};
+use super::{Plane, Settings, lock};
 use crate::control::plane::{
     Failure, PathConfig, PlaneError, PlaneResult, Promised, RemoteConfig, RemoteNamespace,
 };
@@ -62,7 +62,7 @@ impl RemoteEntry {
         remote: &str,
         path: &str,
         config: &PathConfig,
-        shards: &[ShardHandle],
+        plane: &Plane,
     ) -> PlaneResult<()> {
         let mut slot = lock(&self.path);
         match &*slot {
@@ -74,7 +74,8 @@ impl RemoteEntry {
             }
             None => {}
         }
-        let started = Remote::start(self.initiator(remote, config)?, Vec::new(), shards)
+        let initiator = self.initiator(remote, config, &plane.settings)?;
+        let started = Remote::start(initiator, Vec::new(), &plane.shards)
             .ok_or_else(|| PlaneError::new(Failure::Internal, "there is no shard"))?;
         *slot = Some(Path { name: path.to_owned(), remote: started, since: Instant::now() });
         Ok(())
@@ -89,7 +90,12 @@ impl RemoteEntry {
         }
     }
 
-    fn initiator(&self, remote: &str, path: &PathConfig) -> PlaneResult<nvme_tcp::Config> {
+    fn initiator(
+        &self,
+        remote: &str,
+        path: &PathConfig,
+        settings: &Settings,
+    ) -> PlaneResult<nvme_tcp::Config> {
         if path.source_port.is_some() {
             let why = "a path has several connections, which cannot share the local port source_trsvcid";
             return refuse(Failure::Unsupported, why);
@@ -102,6 +108,8 @@ impl RemoteEntry {
             queue_size: self.config.queue_size.unwrap_or(defaults.queue_size),
             hdgst: self.config.hdgst,
             ddgst: self.config.ddgst,
+            kato: settings.remote_kato,
+            resend: settings.remote_resend,
             ..defaults
         })
     }

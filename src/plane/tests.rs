@@ -18,6 +18,8 @@ impl House {
         let shards = Shards::start(&Config { cpus: vec![None; 2], ..Config::default() }).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let settings = Settings {
+            remote_kato: Duration::from_secs(15),
+            remote_resend: Resend::default(),
             aio_dir: Some(dir.path().join("aio")),
             ctrlr_dir: dir.path().join("ctrlr"),
             socket_mode: 0o600,

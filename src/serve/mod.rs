@@ -15,7 +15,7 @@ use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-use crate::cli::{Doorbells, Serve};
+use crate::cli::{Doorbells, Resend, Serve};
 use crate::process;
 use end::Signals;
 
@@ -113,6 +113,11 @@ fn settings(args: &Serve) -> anyhow::Result<plane::Settings> {
         socket_group: args.socket_group.as_deref().map(group).transpose()?,
         doorbells: args.doorbells.iter().copied().map(doorbells).collect(),
         referrals: args.referrals.clone(),
+        remote_kato: Duration::from_secs(args.remote_kato),
+        remote_resend: match args.remote_resend {
+            Resend::Strict => plane::Resend::Strict,
+            Resend::Fast => plane::Resend::Fast,
+        },
     })
 }
 

@@ -6,16 +6,17 @@ use std::time::Duration;
 use nvme_proto::Nqn;
 use nvme_proto::nqn::DISCOVERY_NQN;
 
-/// When I/O that was out on a lost connection is sent again on the next one.
+/// When writes that were out on a lost connection are sent again on the next one. All other I/O is as soon as that is up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Resend {
-    /// As soon as the next association is up, as Linux does. Right where the remote fences the association before, as
-    /// Isthmus's own target does; on a remote that does not, a write of the old association could land after a newer one.
+    /// When the remote must have given the old association up (Base 2.1, 3.9.4): the keep-alive timeout and the
+    /// controller's command quiesce time after contact was lost. Until then everything on their blocks waits.
     #[default]
-    Fast,
-    /// When a write was out: only after the remote must have given the old association up (Base 2.1, 3.9.4): the
-    /// keep-alive timeout and the controller's command quiesce time after contact was lost.
     Strict,
+    /// As soon as the next association is up, as Linux does. Right where the remote fences the association before, as
+    /// Isthmus's own target does with one that was cleanly lost; on another, or after a silent loss, a write of the old
+    /// association could land after a newer one.
+    Fast,
 }
 
 /// A remote controller: where it is, and how it is spoken to.

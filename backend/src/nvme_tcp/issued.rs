@@ -52,7 +52,12 @@ impl Issued {
     /// The blocks that the command that is out may change.
     pub fn blocks_changed(&self) -> Option<Range<u64>> {
         let start = self.io.lba().saturating_add(u64::from(self.done));
-        self.io.op().modifies().then(|| start..start.saturating_add(u64::from(self.out)))
+        (self.io.op().modifies() && self.out > 0).then(|| start..start.saturating_add(u64::from(self.out)))
+    }
+
+    /// The command is not out: the connection ended before it was sent.
+    pub fn not_sent(&mut self) {
+        self.out = 0;
     }
 
     /// The blocks that the I/O touches; none for a flush.

@@ -2,10 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::pending;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::mem::Sgl;
 use engine::{Shard, ShardHandle, Task};
 
 use super::admin;
@@ -13,7 +15,7 @@ use super::channel::NamespaceChannel;
 use super::conn::Conn;
 use super::dial::dial;
 use super::issued::{Ghost, Issued};
-use super::promise::within;
+use super::promise::{either, within};
 use super::queue::{Answer, Queue};
 use super::reason::Reason;
 use super::remote::{Event, Remote};
@@ -50,9 +52,7 @@ pub(super) struct Lane {
     /// Channels that have something parked, first come first.
     waiting: RefCell<VecDeque<Rc<NamespaceChannel>>>,
     pumping: Cell<bool>,
-    /// A connection was lost that had writes.
-    tainted: Cell<bool>,
-    /// Ghosts of lost connections: they may act until the association before is over.
+    /// What lost connections had of writes: it may act until the association before is over.
     ghosts: RefCell<Vec<Ghost>>,
     task: RefCell<Option<Task>>,
 }
@@ -75,7 +75,6 @@ impl Lane {
             channels: RefCell::default(),
             waiting: RefCell::default(),
             pumping: Cell::new(false),
-            tainted: Cell::new(false),
             ghosts: RefCell::default(),
             task: RefCell::default(),
         });
@@ -159,7 +158,8 @@ impl Lane {
         ghost.channel.ghost_gone(ghost);
     }
 
-    /// The connection is gone: what it had is parked again, in its order, before everything else.
+    /// The connection is gone: what it had is parked again, in its order, before everything else. A write that was sent
+    /// leaves a ghost, which holds it back itself.
     pub fn lost(&self, commands: Vec<Issued>) {
         self.live.set(false);
         self.conn.replace(None);
@@ -168,19 +168,19 @@ impl Lane {
                 issued.io.complete(Err(engine::IoError::Failed));
                 continue;
             }
-            if issued.io.op().modifies() {
-                self.tainted.set(true);
-            }
             let channel = issued.channel.clone();
+            if let Some(range) = issued.blocks_changed() {
+                channel.haunt(range.clone());
+                let ghost =
+                    Ghost { data: Sgl::empty(), base: 0, channel: channel.clone(), range: Some(range) };
+                self.ghosts.borrow_mut().push(ghost);
+            }
             channel.park_first(issued);
         }
     }
 
     /// The connection that had a ghost's command is gone.
     pub fn ghost_lost(&self, ghost: Ghost) {
-        if ghost.range.is_some() {
-            self.tainted.set(true);
-        }
         self.ghosts.borrow_mut().push(ghost);
     }
 
@@ -219,17 +219,25 @@ impl Lane {
             Some(Err(reason)) => return self.give_up(reason),
             None => return self.give_up(Reason::Timeout("connecting an I/O queue")),
         };
-        if self.tainted.get() {
-            let rest = association.fence.saturating_sub(self.shard.now());
-            self.shard.sleep(Duration::from_nanos(rest)).await;
-            self.tainted.set(false);
+        let fenced = association.fence.saturating_sub(self.shard.now());
+        if fenced == 0 {
+            self.exorcise();
         }
-        let ghosts = std::mem::take(&mut *self.ghosts.borrow_mut());
-        ghosts.iter().for_each(|ghost| self.ghost_gone(ghost));
         self.crdt.set(association.crdt);
         self.live.set(true);
         self.look();
-        conn.closed.wait().await
+        let fence = async {
+            self.shard.sleep(Duration::from_nanos(fenced)).await;
+            self.exorcise();
+            pending().await
+        };
+        either(conn.closed.wait(), fence).await
+    }
+
+    /// The association before is over: what it had of writes has landed, or never will.
+    fn exorcise(&self) {
+        let ghosts = std::mem::take(&mut *self.ghosts.borrow_mut());
+        ghosts.iter().for_each(|ghost| self.ghost_gone(ghost));
     }
 
     async fn bring_up(&self, qid: u16, association: &Association) -> Result<Rc<Conn>, Reason> {

@@ -14,11 +14,10 @@
 //! | `lane`, `channel`, `issued`, `ghosts`, `status` | the path of every I/O |
 //!
 //! **While there is no connection** I/O is parked, in order, and nothing fails. What was out on a connection that is lost
-//! is sent again on the next one, in its first order and before everything newer; [`Resend`] says when. The default,
-//! `Fast`, is what Linux does: the old association may in principle still execute a write that it had while the new one
-//! executes a later write of the same blocks, unless the remote fences old associations before it admits the host again
-//! (Isthmus's own target does). `Strict` waits until the old association must have ended (keep-alive timeout plus command
-//! quiesce time) before it sends again, if a write was out.
+//! is sent again on the next one, in its first order and before everything newer. But the old association may still
+//! execute a write that it had, and over a newer one on the same blocks: so such a write and all that touches its blocks
+//! waits until that association must have ended ([`Resend::Strict`]: the keep-alive timeout plus the command quiesce time
+//! after contact was lost). [`Resend::Fast`] does not wait, as Linux does not.
 //!
 //! A connection counts as lost when the kernel says so, when the controller breaks the protocol, or when it leaves a Keep
 //! Alive unanswered; then all of the association goes. A controller that lives and never answers one command is not

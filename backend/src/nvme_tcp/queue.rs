@@ -239,6 +239,11 @@ impl Queue {
     pub fn drain(&mut self) -> Vec<Owner> {
         let mut all: Vec<Command> = self.slots.iter_mut().filter_map(|s| s.command.take()).collect();
         all.sort_by_key(|c| c.order);
+        for command in all.iter_mut().filter(|c| !c.written) {
+            if let Owner::Io(issued) = &mut command.owner {
+                issued.not_sent();
+            }
+        }
         self.outbox.clear();
         self.free.clear();
         all.into_iter().map(|c| c.owner).collect()

@@ -11,11 +11,11 @@ use nvme_proto::{Sqe, Status};
 
 use super::target::{IdentifyHook, Peer};
 use super::*;
-use crate::nvme_tcp::{Reason, State};
+use crate::nvme_tcp::{Reason, Resend, State};
 
 /// Does `evil` in answer to one I/O command; the connection must end with `fes`, and the I/O succeed on another.
 fn survives(what: &str, request: Request, fes: u16, evil: impl Fn(&mut Peer, &Sqe) + Send + Sync + 'static) {
-    let world = World::new(Manner::default(), |_| {});
+    let world = World::new(Manner::default(), |c| c.resend = Resend::Fast);
     let first = AtomicBool::new(true);
     let hook = move |peer: &mut Peer, sqe: &Sqe| {
         let now = first.swap(false, SeqCst);

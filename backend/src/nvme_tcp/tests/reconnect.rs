@@ -11,7 +11,12 @@ use crate::nvme_tcp::{Reason, Resend, State};
 /// Cuts every connection again and again under I/O; nothing fails, and every block is right.
 fn cuts(change: impl FnOnce(&mut Config)) {
     let manner = Manner { r2t: 16 << 10, r2ts: 2, c2h: 8 << 10, ..Manner::default() };
-    let world = World::new(manner, change);
+    // What may still land is waited for in each round.
+    let kato = Duration::from_millis(300);
+    let world = World::new(manner, |c| {
+        c.kato = kato;
+        change(c);
+    });
     for round in 0..12 {
         let bytes: Vec<_> = (0..40).map(|i| pattern([8, 64, 200][i % 3] * BLOCK, i + round)).collect();
         let writes = |at: usize| {
@@ -119,11 +124,9 @@ fn an_unanswered_keep_alive_ends_the_association() {
     assert_eq!(world.one(0, read(0, 1)).0, Ok(()));
 }
 
-#[test]
-fn strict_waits_until_the_old_association_is_over() {
-    let kato = Duration::from_millis(300);
-    let world = World::new(Manner::default(), |c| (c.resend, c.kato) = (Resend::Strict, kato));
-    // A write is out whose answer never comes.
+/// A world in which a write of the first eight blocks was out when the connection was cut; when that was.
+fn with_a_write_out(resend: Resend, kato: Duration) -> (World, Answers, Instant) {
+    let world = World::new(Manner::default(), |c| (c.resend, c.kato) = (resend, kato));
     world.target.set(|m| m.io = Some(Arc::new(|_, _| true)));
     let answers = world.submit(0, vec![write(0, &pattern(8 * BLOCK, 1))]);
     until("it is out", || world.target.seen(NvmOpcode::Write) == 1);
@@ -131,8 +134,54 @@ fn strict_waits_until_the_old_association_is_over() {
     let lost = Instant::now();
     world.target.cut();
     until("a new association", || world.target.shared.associations.load(SeqCst) == 2);
+    (world, answers, lost)
+}
+
+#[test]
+fn a_write_that_may_still_land_waits_with_its_blocks_alone() {
+    let kato = Duration::from_secs(1);
+    let (world, answers, lost) = with_a_write_out(Resend::Strict, kato);
+    let touching = world.submit(0, vec![read(7, 2)]);
+    let flush = bare(Op::Flush, 0, 0);
+    let others = world.submit(1, vec![write(8, &pattern(BLOCK, 2)), read(8, 1), flush]);
+    assert!(others.take(3).iter().all(|(_, result, _)| result.is_ok()));
+    let early = lost.elapsed() < kato;
+    assert!(!early || answers.none_yet() && touching.none_yet(), "not before the keep-alive timeout");
     assert_eq!(answers.take(1)[0].1, Ok(()));
-    assert!(lost.elapsed() >= kato, "not before the keep-alive timeout");
+    assert_eq!(touching.take(1)[0].2[..BLOCK], pattern(8 * BLOCK, 1)[7 * BLOCK..]);
+    assert!(lost.elapsed() >= kato);
+}
+
+#[test]
+fn one_that_is_taken_back_keeps_its_blocks_closed() {
+    let kato = Duration::from_secs(1);
+    let (world, answers, lost) = with_a_write_out(Resend::Strict, kato);
+    world.revoke(0, Scope::Origin(world.origin()));
+    assert_eq!(answers.take(1)[0].1, ABORTED);
+    // A second loss does not open them either.
+    world.target.cut();
+    assert_eq!(world.one(1, write(0, &pattern(BLOCK, 2))).0, Ok(()));
+    assert!(lost.elapsed() >= kato);
+}
+
+#[test]
+fn fast_sends_again_at_once() {
+    let (_world, answers, _) = with_a_write_out(Resend::Fast, Duration::from_secs(3600));
+    assert_eq!(answers.take(1)[0].1, Ok(()));
+}
+
+#[test]
+fn a_write_that_was_not_sent_waits_for_nothing() {
+    // Nothing but the first command fits into the queue.
+    let change = |c: &mut Config| (c.queue_size, c.kato) = (2, Duration::from_secs(3600));
+    let world = World::new(Manner::default(), change);
+    world.target.set(|m| m.io = Some(Arc::new(|_, _| true)));
+    let first = world.submit(0, vec![read(0, 1)]);
+    until("it is out", || world.target.seen(NvmOpcode::Read) == 1);
+    let parked = world.submit(0, vec![write(1, &pattern(BLOCK, 2))]);
+    world.target.set(|m| m.io = None);
+    world.target.cut();
+    assert_eq!((first.take(1)[0].1, parked.take(1)[0].1), (Ok(()), Ok(())));
 }
 
 #[test]
