@@ -58,6 +58,25 @@ pub struct Queue {
     phase: bool,
 }
 
+/// How a client answers the server's questions for memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answers {
+    #[default]
+    Right,
+    /// Each with an error.
+    Refused,
+    /// Of other memory than was asked for.
+    OfOther,
+    /// A byte too few.
+    Short,
+    /// A byte too many.
+    Long,
+    /// With nothing but a header.
+    Empty,
+    /// Not at all.
+    Never,
+}
+
 pub struct Client {
     pub stream: UnixStream,
     next: u16,
@@ -72,6 +91,9 @@ pub struct Client {
     pub narrow: bool,
     /// Doorbells written for real.
     pub rung: usize,
+    pub answers: Answers,
+    /// Questions that the server asked.
+    pub asked: usize,
 }
 
 impl Queue {
@@ -124,6 +146,8 @@ impl Client {
             shadow: None,
             narrow: false,
             rung: 0,
+            answers: Answers::Right,
+            asked: 0,
         };
         let reply = client.ask(command::VERSION, &[&[0, 0, 0, 0], json].concat(), &[]);
         assert_eq!(reply.errno, 0);
@@ -183,6 +207,7 @@ impl Client {
     }
 
     fn serve(&mut self, id: u16, command: u16, body: &[u8]) {
+        self.asked += 1;
         let long = |at: usize| u64::from_le_bytes(body[at..at + 8].try_into().unwrap());
         let (gpa, wide) = (long(0) as usize, long(8));
         let (count, at) = match self.narrow {
@@ -202,6 +227,15 @@ impl Client {
             }
             command::DMA_WRITE => self.ram.sgl(gpa, count).unwrap().copy_in(0, &body[at..at + count]),
             _ => panic!("the server asks {command}"),
+        }
+        match self.answers {
+            Answers::Right => {}
+            Answers::Refused => errno = 14,
+            Answers::OfOther => answer[0] ^= 1,
+            Answers::Short => drop(answer.pop()),
+            Answers::Long => answer.push(0),
+            Answers::Empty => answer.clear(),
+            Answers::Never => return,
         }
         let flags = if errno == 0 { 1 } else { 0x21 };
         let mut bytes = Vec::new();
@@ -353,6 +387,13 @@ impl Client {
         let cid = self.place(queue, sqe);
         self.ring(queue.qid, false, queue.tail);
         cid
+    }
+
+    /// Where the next command of a queue goes, for one who puts it there by hand.
+    pub fn place_at(&mut self, queue: &mut Queue) -> u64 {
+        let at = queue.sq + u64::from(queue.tail) * 64;
+        queue.tail = (queue.tail + 1) % queue.entries;
+        at
     }
 
     /// Puts a command into a queue; it is told of with the next one.

@@ -9,13 +9,17 @@ mod f_memory;
 mod f_socket;
 mod fused;
 mod fuzz;
+mod g_limits;
 mod g_lists;
 mod g_queues;
+mod messages;
 mod parked;
 mod peer;
 mod refusals;
 mod rig;
 mod slow;
+#[path = "../common/stall.rs"]
+mod stall;
 mod verify;
 
 use std::sync::Arc;

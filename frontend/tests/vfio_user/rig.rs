@@ -67,6 +67,21 @@ impl Rig {
         Rig { dir, shards: Some(shards), handle: Some(handle) }
     }
 
+    /// Another namespace.
+    pub fn add(&self, nsid: u32, volume: Arc<dyn Volume>) {
+        let namespace = Namespace { nsid, uuid: [nsid as u8; 16], nguid: [0; 16], eui64: [0; 8], volume };
+        self.handle().controller().subsystem().add_namespace(namespace).unwrap();
+    }
+
+    /// Processor time that the controller's shard has used.
+    pub fn busy(&self) -> Duration {
+        let shard = &self.shards.as_ref().unwrap().handles()[1];
+        let thread = shard.call(|_| nix::unistd::gettid()).unwrap();
+        // Time on a processor, in nanoseconds, is the first word.
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).unwrap();
+        Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
+    }
+
     pub fn handle(&self) -> &Handle {
         self.handle.as_ref().unwrap()
     }

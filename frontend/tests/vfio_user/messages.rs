@@ -1,0 +1,174 @@
+//! A host that shares no memory: everything goes by messages, and some of them are answered wrong, late or never.
+
+use std::time::{Duration, Instant};
+
+use frontend::Doorbells;
+use nvme_proto::dptr::{SglDescriptor, SglSubtype, SglType};
+use nvme_proto::zerocopy::IntoBytes;
+use nvme_proto::{Sqe, Status};
+
+use crate::client::{Answers, Client, DATA, RAM, command, longs, rw};
+use crate::rig::Rig;
+
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let step = move |_| {
+        x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (x >> 56) as u8
+    };
+    (0..len).map(step).collect()
+}
+
+/// A whole life without shared memory: identify, queues, writes, reads and compares by PRPs and SGLs, bit buckets, a
+/// deallocation, and all of it verified.
+#[test]
+fn a_host_without_shared_memory() {
+    let rig = Rig::new("no-memory", Doorbells::Trapped);
+    let mut c = rig.connect();
+    assert_eq!(c.map(0, 0, RAM as u64, false), 0);
+    c.enable();
+    assert!(
+        c.admin(Sqe { opc: 6, cdw10: 1, dptr: [DATA + 0x804, DATA + 0x1000], ..Sqe::default() })
+            .status()
+            .is_success()
+    );
+    assert_eq!(c.get(DATA + 0x808, 8), b"TEST0001", "across two pages");
+    let mut q = c.create(1, 64);
+    let d = |kind, address, length| SglDescriptor::new(kind, SglSubtype::Address, address, length);
+    let (list, back) = (0x700000u64, DATA + 0x200000);
+    for round in 0..20u64 {
+        let data = pattern(round, 16 * 4096);
+        let lba = round * 128;
+        // A write by a list that begins mid-page and goes on in another.
+        let pages: Vec<u64> = (1..16).map(|i| DATA + (i * 7 % 16) * 0x3000).collect();
+        c.put(list + 0xfe0, &longs(&[pages[0], pages[1], pages[2], list + 0x1000]));
+        c.put(list + 0x1000, &longs(&pages[3..]));
+        for (page, bytes) in std::iter::once(&DATA).chain(&pages).zip(data.chunks(4096)) {
+            c.put(*page, bytes);
+        }
+        assert!(c.run(&mut q, rw(true, lba, 128, DATA, list + 0xfe0)).status().is_success());
+        // Read by segments, the middle swallowed.
+        let half = 8 * 4096u32;
+        c.put(
+            list,
+            [d(SglType::DataBlock, back + 1, half), d(SglType::LastSegment, list + 0x100, 48)].as_bytes(),
+        );
+        let rest = [
+            (SglType::BitBucket, 0, 4096),
+            (SglType::DataBlock, back + 0x10000, 4096),
+            (SglType::DataBlock, back + 0x20003, half - 8192),
+        ];
+        c.put(list + 0x100, rest.map(|(k, a, l)| d(k, a, l)).as_bytes());
+        c.put(back, &[0xee; 0x30000]);
+        let mut read = rw(false, lba, 128, 0, 0);
+        read.set_sgl(d(SglType::Segment, list, 32));
+        assert!(c.run(&mut q, read).status().is_success());
+        let half = half as usize;
+        assert!(c.get(back + 1, half) == data[..half]);
+        assert!(c.get(back + 0x10000, 4096) == data[half + 4096..half + 8192]);
+        assert!(c.get(back + 0x20003, half - 8192) == data[half + 8192..]);
+        assert_eq!(
+            (c.get(back, 1)[0], c.get(back + 1 + half as u64, 1)[0]),
+            (0xee, 0xee),
+            "nothing beside it"
+        );
+        // Compared: the same, and not quite.
+        let compare = Sqe { opc: 5, ..rw(false, lba, 128, DATA, list + 0x1fe0) };
+        c.put(list + 0x1fe0, &longs(&[pages[0], pages[1], pages[2], list + 0x1000]));
+        assert!(c.run(&mut q, compare).status().is_success());
+        c.put(pages[7] + 5, &[!c.get(pages[7] + 5, 1)[0]]);
+        assert_eq!(c.run(&mut q, compare).status().code(), Status::COMPARE_FAILURE);
+    }
+    // Ranges by message.
+    c.put(DATA, &[longs(&[8 << 32, 0]), longs(&[8 << 32, 64])].concat());
+    let dsm = Sqe { opc: 9, nsid: 1, cdw10: 1, cdw11: 4, dptr: [DATA, 0], ..Sqe::default() };
+    assert!(c.run(&mut q, dsm).status().is_success());
+    assert!(c.run(&mut q, rw(false, 64, 8, DATA, 0)).status().is_success());
+    assert_eq!(c.get(DATA, 4096), [0; 4096]);
+    // Flushed, shut down, reset, and all of it again.
+    assert!(c.run(&mut q, Sqe { nsid: 1, ..Sqe::default() }).status().is_success());
+    c.post(0x14, 1 << 14 | 4 << 20 | 6 << 16 | 1);
+    c.wait_csts(0xc, 0x8);
+    assert_eq!(c.ask(command::RESET, &[], &[]).errno, 0);
+    c.enable();
+    let mut q = c.create(1, 64);
+    assert!(c.run(&mut q, rw(false, 128, 8, DATA, 0)).status().is_success());
+    assert!(c.get(DATA, 4096) == pattern(1, 4096));
+}
+
+/// Queues in shared memory, data that is not: `c` answers for it as it likes.
+fn bench(rig: &Rig) -> Client {
+    let mut c = rig.connect();
+    assert_eq!(c.map(0, 0, DATA, true), 0);
+    assert_eq!(c.map(DATA, DATA, RAM as u64 - DATA, false), 0);
+    c.enable();
+    c
+}
+
+#[test]
+fn answers_that_are_none() {
+    let rig = Rig::new("answers", Doorbells::Trapped);
+    let mut neighbour = rig.neighbour();
+    let mut c = bench(&rig);
+    let mut q = c.create(1, 64);
+    // The first question finds how wide the client's counts are: it is to be answered right.
+    assert!(c.run(&mut q, rw(true, 0, 8, DATA, 0)).status().is_success());
+    for answers in [Answers::Refused, Answers::OfOther, Answers::Short, Answers::Long, Answers::Empty] {
+        c.answers = answers;
+        let status = c.run(&mut q, rw(true, 0, 8, DATA, 0)).status();
+        assert_eq!(status.code(), Status::DATA_TRANSFER_ERROR, "{answers:?}: a write's data");
+        let status = c.run(&mut q, rw(true, 0, 64, 0x500000, DATA)).status();
+        assert_eq!(status.code(), Status::DATA_TRANSFER_ERROR, "{answers:?}: a list");
+        if answers == Answers::Refused {
+            let status = c.run(&mut q, rw(false, 0, 8, DATA, 0)).status();
+            assert_eq!(status.code(), Status::DATA_TRANSFER_ERROR, "a read's data is refused");
+        }
+        // What is shared does not care.
+        assert!(c.run(&mut q, rw(true, 0, 8, 0x500000, 0)).status().is_success());
+        neighbour.is_well();
+    }
+    c.answers = Answers::Right;
+    assert!(c.run(&mut q, rw(true, 0, 8, DATA, 0)).status().is_success());
+}
+
+/// Questions that are never answered hold up neither an unmap nor a reset nor the commands that have shared memory.
+#[test]
+fn answers_that_never_come() {
+    let rig = Rig::new("never", Doorbells::Trapped);
+    let mut neighbour = rig.neighbour();
+    for way in 0..4 {
+        let mut c = bench(&rig);
+        let mut q = c.create(1, 64);
+        c.answers = Answers::Never;
+        for i in 0..20 {
+            c.submit(&mut q, rw(i % 2 == 0, i * 8, 8, DATA + i * 4096, 0));
+        }
+        let limit = Instant::now() + Duration::from_secs(10);
+        while c.asked == 0 {
+            assert!(Instant::now() < limit, "nothing is asked");
+            c.serve_pending();
+        }
+        let mut other = c.create(2, 16);
+        assert!(c.run(&mut other, rw(true, 0, 8, 0x500000, 0)).status().is_success());
+        neighbour.is_well();
+        match way {
+            0 => {
+                assert_eq!(c.unmap(DATA, RAM as u64 - DATA), 0);
+                assert_eq!(c.register(0x1c), 1, "nothing of it is memory that is held");
+            }
+            1 => assert_eq!(c.ask(command::RESET, &[], &[]).errno, 0),
+            2 => {
+                let delete = Sqe { cdw10: 1, ..Sqe::default() };
+                assert!(c.admin(delete).status().is_success());
+            }
+            _ => {}
+        }
+        drop((c, q));
+        let limit = Instant::now() + Duration::from_secs(10);
+        while rig.handle().is_connected() {
+            assert!(Instant::now() < limit, "the session does not end");
+            std::thread::yield_now();
+        }
+        neighbour.is_well();
+    }
+}
