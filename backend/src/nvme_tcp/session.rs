@@ -25,7 +25,7 @@ use super::scan::{self, Seen};
 /// Bytes of data in a capsule at most, whatever IOCCSZ allows: the largest I/O.
 const MAX_IN_CAPSULE: u64 = 1 << 20;
 /// The least time between two asynchronous events that are heeded: a remote cannot keep the shard busy with them.
-const EVENT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const EVENT_PAUSE: Duration = Duration::from_millis(100);
 /// The least time between two lines on refused namespaces.
 const COMPLAINTS: Duration = Duration::from_secs(1);
 /// How long a controller has to say goodbye.

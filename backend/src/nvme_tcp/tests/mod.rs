@@ -2,6 +2,7 @@
 
 mod conformance;
 mod hostile;
+mod hostile_admin;
 mod io;
 mod reconnect;
 mod revoke;

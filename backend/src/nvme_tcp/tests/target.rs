@@ -50,6 +50,8 @@ pub struct Manner {
     pub records: u64,
     /// Called for each I/O command; whether it dealt with it.
     pub io: Option<IoHook>,
+    /// The same for each command of an admin queue and each fabrics command.
+    pub admin: Option<IoHook>,
     /// May change the ICResp.
     pub icresp: Option<IcRespHook>,
     /// May change what Identify answers.
@@ -75,6 +77,7 @@ impl Default for Manner {
             mute: false,
             records: 2,
             io: None,
+            admin: None,
             icresp: None,
             identify: None,
         }
@@ -334,7 +337,12 @@ impl Peer {
             PduType::CapsuleCmd => {
                 let sqe = CapsuleCmd::read_from_bytes(&header).unwrap().sqe;
                 assert_eq!(sqe.flags.psdt(), 1);
-                if sqe.admin() == AdminOpcode::Fabrics {
+                let fabrics = sqe.admin() == AdminOpcode::Fabrics;
+                let hook = self.manner.admin.clone().filter(|_| fabrics || self.qid == 0);
+                if hook.is_some_and(|f| f(self, &sqe)) {
+                    return Ok(());
+                }
+                if fabrics {
                     self.fabrics(&sqe, &data);
                 } else if self.qid == 0 {
                     self.admin(&sqe);
