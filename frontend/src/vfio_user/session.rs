@@ -16,7 +16,7 @@ use zerocopy::IntoBytes;
 use super::dma::Dma;
 use super::frame::{Message, Receiver};
 use super::mapper;
-use super::message::{Command, DeviceInfo, IrqInfo, RawVersion, RegionInfo, SparseMmap, irq, region};
+use super::message::{Command, DeviceInfo, Header, IrqInfo, RawVersion, RegionInfo, SparseMmap, irq, region};
 use super::reject::{Reject, Rejections};
 use super::request::{Access, Action, DmaMap, DmaUnmap, IrqData, Request, SetIrqs, parse};
 use super::socket::Socket;
@@ -139,7 +139,7 @@ impl<'a> Session<'a> {
         let header = message.header;
         let is_version = header.command == Command::VERSION;
         if is_version == self.greeted.get() {
-            self.socket.send(header.refusal(Errno::EINVAL), Vec::new());
+            self.refuse(&header, Errno::EINVAL);
             return if is_version { Ok(()) } else { Err(Reject::Version) };
         }
         let fds = std::mem::take(&mut message.fds);
@@ -148,7 +148,7 @@ impl<'a> Session<'a> {
             Err(errno) => Err(errno),
         };
         if is_version && answer.is_err() {
-            self.socket.send(header.refusal(Errno::EINVAL), Vec::new());
+            self.refuse(&header, Errno::EINVAL);
             return Err(Reject::Version);
         }
         if !header.no_reply() {
@@ -159,11 +159,18 @@ impl<'a> Session<'a> {
                         let controller = self.function.controller().shared();
                         tracing::info!(?controller, command = header.command.0, %errno, "vfio-user: refused");
                     }
-                    self.socket.send(header.refusal(errno), Vec::new());
+                    self.refuse(&header, errno);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Refuses a message, unless its sender wants no reply.
+    fn refuse(&self, header: &Header, errno: Errno) {
+        if !header.no_reply() {
+            self.socket.send(header.refusal(errno), Vec::new());
+        }
     }
 
     async fn execute(&self, request: Request<'_>, body: &[u8], fds: Vec<OwnedFd>) -> Result<Answer, Errno> {
