@@ -175,10 +175,13 @@ impl Sq {
         None
     }
 
-    /// Commands came by message; none if they could not be had.
+    /// Commands came by message; none if they could not be had. Then the host is not asked again for what it refuses,
+    /// as fast as it can answer.
     pub fn fetched(&self, queue: &Rc<Queue<Sq>>, sqes: Vec<Sqe>) {
         self.fetching.set(false);
-        self.blind.set(sqes.is_empty());
+        if sqes.is_empty() {
+            return self.blind.set(true);
+        }
         self.ahead.replace(sqes.into());
         Sq::fetch(queue);
     }
