@@ -4,6 +4,7 @@
 //! What failed once is in `corpus/`, with what shows the most.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod pcie;
 mod tcp;
 mod world;
 
@@ -26,4 +27,16 @@ fn corpus(name: &str) -> PathBuf {
 fn tcp_streams() {
     let _alone = alone();
     fuzz::<tcp::Streams>("tcp", &corpus("tcp"));
+}
+
+#[test]
+fn vfio_user_streams() {
+    let _alone = alone();
+    fuzz::<pcie::Streams>("vfio_user", &corpus("vfio_user"));
+}
+
+#[test]
+fn guests() {
+    let _alone = alone();
+    fuzz::<pcie::Guest>("guest", &corpus("guest"));
 }
