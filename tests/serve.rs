@@ -10,8 +10,11 @@ use common::free_port;
 use common::grpc::Grpc;
 use common::host::{connect_tcp, connect_vfio_user, fill, load};
 use common::server::Server;
-use host::Queue;
 use host::workload::Amount;
+use host::{Queue, tcp};
+use nvme_proto::Sqe;
+use nvme_proto::log::{GetLogPage, LogId, Smart};
+use nvme_proto::zerocopy::FromBytes;
 use proto::storage as opi;
 use tonic::Code;
 
@@ -38,7 +41,8 @@ fn all_that_is_declared_outlives_a_kill() {
     grpc.pcie_controller("subsys0", "over-pcie").unwrap();
     let socket = server.path("ctrlr/subsys0/cntrl");
 
-    let (controller, mut queue) = connect_tcp(port, NQN);
+    let (mut controller, mut queue) = connect_tcp(port, NQN);
+    assert_eq!(power(&mut controller), (1, 0));
     let mut ledger = fill(&mut queue);
     let stats = grpc.namespace_stats("subsys0", "disk").unwrap();
     assert!(stats.write_ops_count >= 512 && stats.read_ops_count > 100, "{stats:?}");
@@ -53,12 +57,25 @@ fn all_that_is_declared_outlives_a_kill() {
     assert_eq!(load(&mut queue, &mut ledger, 100, false, Amount::Once), 8 * MIB);
     load(&mut queue, &mut ledger, 50, true, Amount::Commands(300));
     drop((queue, controller));
-    let (_controller, mut queue) = connect_tcp(port, NQN);
+    let (mut controller, mut queue) = connect_tcp(port, NQN);
+    assert_eq!(power(&mut controller), (2, 1), "a kill is a loss of power");
     assert_eq!(load(&mut queue, &mut ledger, 100, false, Amount::Once), 8 * MIB);
 
     assert!(server.terminate().success(), "{}", server.log());
     let left: Vec<_> = std::fs::read_dir(server.path("ctrlr")).unwrap().map(|e| e.unwrap().path()).collect();
     assert!(left.is_empty(), "{left:?}");
+    server.launch();
+    let (mut controller, _queue) = connect_tcp(port, NQN);
+    assert_eq!(power(&mut controller), (3, 1), "an end in order is none");
+}
+
+/// Power cycles and unexpected power losses, from the health log.
+fn power(controller: &mut tcp::Controller) -> (u128, u128) {
+    let mut sqe = Sqe { opc: 2, nsid: u32::MAX, ..Sqe::default() };
+    GetLogPage::new(LogId::Smart, 0, 512).put(&mut sqe);
+    let page = controller.admin_read("health log", sqe, 512).unwrap();
+    let smart = Smart::read_from_bytes(&page).unwrap();
+    (smart.pwrc.get(), smart.upl.get())
 }
 
 #[test]

@@ -174,6 +174,10 @@ pub struct SubsystemConfig {
     pub max_namespaces: Option<u32>,
     /// The only host that may connect; `None` for any.
     pub hostnqn: Option<String>,
+    /// Processes that had the state directory, this one among them: power cycles to a host.
+    pub starts: u64,
+    /// Those of them that did not end in order: power losses to a host.
+    pub kills: u64,
 }
 
 /// What a namespace is.

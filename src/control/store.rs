@@ -24,6 +24,9 @@ const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
 /// The key in `meta` that is there while a process has the directory.
 const RUNNING: &str = "running";
+/// The keys in `meta` that count the processes that had the directory, and those of them that did not end in order.
+const STARTS: &str = "starts";
+const KILLS: &str = "kills";
 /// Version of what the tables hold.
 const FORMAT: u8 = 1;
 /// Wrapped by the vault, so that another key-encryption key is noticed at once.
@@ -169,6 +172,8 @@ pub(crate) struct Store {
     host_id: Uuid,
     /// The last process that had the directory did not end in order.
     killed: bool,
+    starts: u64,
+    kills: u64,
     vault: Vault,
     _lock: File,
     /// Writing fails, as on a full disk.
@@ -211,13 +216,15 @@ impl Store {
             database,
             host_id: Uuid::nil(),
             killed: false,
+            starts: 0,
+            kills: 0,
             vault,
             _lock: lock,
             #[cfg(test)]
             fails: false.into(),
         };
         store.prepare()?;
-        store.killed = store.set_running(Some(&[1]))?;
+        store.begin()?;
         Ok(store)
     }
 
@@ -231,25 +238,46 @@ impl Store {
         self.killed
     }
 
-    /// Notes that this process ends in order: everything is flushed.
-    pub fn end(&self) -> Result<(), StoreError> {
-        self.set_running(None).map(drop)
+    /// How many processes had the directory, this one among them.
+    pub fn starts(&self) -> u64 {
+        self.starts
     }
 
-    /// Sets or clears the mark of a running process; whether it was set.
-    fn set_running(&self, mark: Option<&[u8]>) -> Result<bool, StoreError> {
-        let set = || -> Result<bool, redb::Error> {
+    /// How many of them did not end in order.
+    pub fn kills(&self) -> u64 {
+        self.kills
+    }
+
+    /// Notes that this process ends in order: everything is flushed.
+    pub fn end(&self) -> Result<(), StoreError> {
+        let clear = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            transaction.open_table(META)?.remove(RUNNING)?;
+            Ok(transaction.commit()?)
+        };
+        clear().map_err(|e| self.failed(e))
+    }
+
+    /// Sets the mark of a running process, and counts it.
+    fn begin(&mut self) -> Result<(), StoreError> {
+        let begin = || -> Result<(bool, u64, u64), redb::Error> {
             let transaction = self.database.begin_write()?;
             let mut meta = transaction.open_table(META)?;
-            let before = match mark {
-                Some(mark) => meta.insert(RUNNING, mark)?.is_some(),
-                None => meta.remove(RUNNING)?.is_some(),
+            let killed = meta.insert(RUNNING, &[1][..])?.is_some();
+            let mut count = |name: &str, more: bool| -> Result<u64, redb::Error> {
+                let before =
+                    meta.get(name)?.and_then(|n| Some(u64::from_le_bytes(n.value().try_into().ok()?)));
+                let now = before.unwrap_or(0).saturating_add(more.into());
+                meta.insert(name, &now.to_le_bytes()[..])?;
+                Ok(now)
             };
+            let (starts, kills) = (count(STARTS, true)?, count(KILLS, killed)?);
             drop(meta);
             transaction.commit()?;
-            Ok(before)
+            Ok((killed, starts, kills))
         };
-        set().map_err(|e| self.failed(e))
+        (self.killed, self.starts, self.kills) = begin().map_err(|e| self.failed(e))?;
+        Ok(())
     }
 
     /// Wraps and unwraps keys.
@@ -432,6 +460,20 @@ mod tests {
         assert_eq!((store.reservations(b).unwrap(), store.reservations(a).unwrap().is_some()), (None, true));
         store.keep_reservations(a, None).unwrap();
         assert_eq!(store.reservations(a).unwrap(), None);
+    }
+
+    #[test]
+    fn processes_and_their_ends_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        // Started, killed, started, ended, started.
+        for (ends, killed, starts, kills) in [(false, false, 1, 0), (true, true, 2, 1), (false, false, 3, 1)]
+        {
+            let store = Store::open(dir.path(), None).unwrap();
+            assert_eq!((store.was_killed(), store.starts(), store.kills()), (killed, starts, kills));
+            if ends {
+                store.end().unwrap();
+            }
+        }
     }
 
     #[test]

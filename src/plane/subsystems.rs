@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use engine::Volume;
 use frontend::tcp::{MAX_IO_QUEUES, Target};
 use frontend::vfio_user::{Handle, Options, Server, socket_path};
-use frontend::{Drain, MAX_NAMESPACES, Namespace, Subsystem};
+use frontend::{Drain, MAX_NAMESPACES, Namespace, Power, Subsystem};
 use nvme_proto::nqn::DISCOVERY_NQN;
 
 use super::convert::{nqn, refuse, subsystem, system};
@@ -53,6 +53,7 @@ impl Plane {
         }
         let allowed_hosts =
             config.hostnqn.iter().map(|host| nqn("hostnqn", host)).collect::<PlaneResult<_>>()?;
+        let power = Power { cycles: config.starts, losses: config.kills };
         let config = frontend::SubsystemConfig {
             nqn: subnqn,
             serial: config.serial.clone(),
@@ -68,6 +69,7 @@ impl Plane {
             return refuse(Failure::Exists, format!("subsystem {} has the same nqn", other.name));
         }
         let made = Subsystem::new(config, &self.shards).map_err(subsystem)?;
+        made.set_power(power);
         let name = name.to_owned();
         let (namespaces, controllers) = (Mutex::default(), Mutex::default());
         let entry = SubsystemEntry { name: name.clone(), subsystem: made, namespaces, controllers };

@@ -57,6 +57,8 @@ fn subsystem(name: &str) -> SubsystemConfig {
         model: "Isthmus".into(),
         max_namespaces: None,
         hostnqn: None,
+        starts: 1,
+        kills: 0,
     }
 }
 

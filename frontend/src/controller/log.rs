@@ -136,9 +136,11 @@ impl Controller {
         smart.hwc = u128::from(commands[1]).into();
         // Milliseconds of the controller's clock into hours.
         smart.poh = u128::from(self.local.shard().now() / 3_600_000_000_000).into();
-        // Busy time (CBT) stays 0: nobody here has to be busy with one command at a time. The process knows of one power
-        // cycle, its own start, and of no power loss: what it has acknowledged is as safe as its volumes promise.
-        smart.pwrc = 1.into();
+        let busy = self.shared.busy_time(self.local.shard().now());
+        smart.cbt = u128::from(busy.as_secs() / 60).into();
+        let power = self.local.subsystem().power();
+        smart.pwrc = u128::from(power.cycles).into();
+        smart.upl = u128::from(power.losses).into();
         smart.mdie = u128::from(self.local.subsystem().media_errors()).into();
         smart.neile = u128::from(self.shared.errors().count()).into();
         smart

@@ -4,6 +4,7 @@
 mod abort;
 mod admin;
 mod ana;
+mod busy;
 mod effects;
 mod errors;
 mod events;

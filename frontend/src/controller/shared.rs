@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use engine::{ShardHandle, VolumeStats};
 use nvme_proto::{Nqn, Status};
 
+use super::busy::Busy;
 use super::errors::ErrorLog;
 use super::{AbortAnswer, Controller};
 use crate::subsystem::{HostId, Identity, Subsystem, Viewer};
@@ -69,6 +71,7 @@ pub struct Shared {
     /// Host Behavior Support: ACRE.
     retry_delay: AtomicBool,
     errors: ErrorLog,
+    busy: Busy,
     stats: Arc<VolumeStats>,
     queues: Mutex<Queues>,
 }
@@ -95,6 +98,7 @@ impl Shared {
             ending: AtomicBool::new(false),
             retry_delay: AtomicBool::new(false),
             errors: ErrorLog::default(),
+            busy: Busy::default(),
             stats,
             queues: Mutex::default(),
         }
@@ -153,6 +157,16 @@ impl Shared {
     /// Commands that failed.
     pub(crate) fn errors(&self) -> &ErrorLog {
         &self.errors
+    }
+
+    /// How long it had commands on its I/O queues.
+    pub(crate) fn busy(&self) -> &Busy {
+        &self.busy
+    }
+
+    /// How long it had commands on its I/O queues until `now`, on its shards' clock.
+    pub fn busy_time(&self, now: u64) -> Duration {
+        self.busy.time(now)
     }
 
     /// The shard of its admin queue.

@@ -158,7 +158,14 @@ impl<T: Transport> Queue<T> {
         if self.closing.get() {
             return Err(command);
         }
-        let ticket = self.slots.borrow_mut().take(sqe, command)?;
+        let (ticket, first) = {
+            let mut slots = self.slots.borrow_mut();
+            let ticket = slots.take(sqe, command)?;
+            (ticket, slots.in_flight() == 1)
+        };
+        if first && self.qid != 0 {
+            self.shared.busy().begin(self.local().shard().now());
+        }
         self.shared.saw_traffic();
         self.dispatch(ticket, sqe);
         Ok(ticket)

@@ -263,7 +263,7 @@ impl<T: Transport> Queue<T> {
             let mut slots = self.slots.borrow_mut();
             let Some(slot) = slots.get(ticket) else { return };
             let Stage::Io(work) = &mut slot.stage else { return };
-            slot.sent = self.local.shard().now();
+            slot.sent = self.local().shard().now();
             work.next().map(|request| {
                 let id = IoId { origin: self.origin, tag: u64::from(ticket.slot) };
                 let mut io = slot.io.take().unwrap_or_else(|| Io::new(id));
@@ -293,7 +293,14 @@ impl<T: Transport> Queue<T> {
 
     /// Ends a command; `lba` is where it failed, if that is known.
     fn release(self: &Rc<Self>, ticket: Ticket, reply: Reply, data: Sgl, lba: Option<u64>) {
-        let Some(released) = self.slots.borrow_mut().release(ticket) else { return };
+        let (released, last) = {
+            let mut slots = self.slots.borrow_mut();
+            let Some(released) = slots.release(ticket) else { return };
+            (released, slots.in_flight() == 0)
+        };
+        if last && self.qid != 0 {
+            self.shared.busy().end(self.local().shard().now());
+        }
         let Released { sqe, command, aborts, verified, hold, pair } = released;
         self.transport.complete(command, Completion { ticket, cid: sqe.cid, reply, data });
         if !reply.status.is_success() {
@@ -413,7 +420,7 @@ impl<T: Transport> Issuer for Queue<T> {
             let mut slots = self.slots.borrow_mut();
             let Some((ticket, slot)) = slots.of_io(cookie) else { return };
             if let Stage::Io(work) = &slot.stage {
-                let took = self.local.shard().now().saturating_sub(slot.sent);
+                let took = self.local().shard().now().saturating_sub(slot.sent);
                 self.stats.record(io.request(), work.attachment.limits.block_size, took, &result);
             }
             let (op, lba) = (io.op(), io.request().lba);

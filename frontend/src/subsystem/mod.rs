@@ -9,7 +9,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use engine::ShardHandle;
 use nvme_proto::Nqn;
@@ -50,6 +50,21 @@ pub struct SubsystemConfig {
     pub max_namespaces: u32,
     /// Host NQNs that may connect over fabrics; empty for any.
     pub allowed_hosts: Vec<Nqn>,
+}
+
+/// What happened to the machine that a subsystem is in: starts of the process, and ends that it did not see coming.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Power {
+    /// PWRC: power cycles, this one among them.
+    pub cycles: u64,
+    /// UPL: unexpected power losses.
+    pub losses: u64,
+}
+
+impl Default for Power {
+    fn default() -> Self {
+        Power { cycles: 1, losses: 0 }
+    }
 }
 
 /// Why the control plane's wish cannot be granted.
@@ -164,6 +179,7 @@ pub struct Subsystem {
     shards: Vec<ShardHandle>,
     /// MDIE: data that the media did not take or give back.
     media_errors: AtomicU64,
+    power: OnceLock<Power>,
     range_locks: RangeLocks,
     state: Mutex<State>,
 }
@@ -196,6 +212,7 @@ impl Subsystem {
             max_namespaces: config.max_namespaces,
             shards: shards.to_vec(),
             media_errors: AtomicU64::new(0),
+            power: OnceLock::new(),
             range_locks: RangeLocks::default(),
             state: Mutex::new(state),
         }))
@@ -242,6 +259,15 @@ impl Subsystem {
     /// Its controllers, by ascending CNTLID.
     pub fn controllers(&self) -> Vec<Arc<Shared>> {
         self.state().controllers.values().cloned().collect()
+    }
+
+    /// Tells, before the first host comes, how often it was started before.
+    pub fn set_power(&self, power: Power) {
+        let _ = self.power.set(power);
+    }
+
+    pub(crate) fn power(&self) -> Power {
+        self.power.get().copied().unwrap_or_default()
     }
 
     /// Commands that failed since data could not be read from or written to the media.

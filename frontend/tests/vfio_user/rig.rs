@@ -73,6 +73,13 @@ impl Rig {
         self.handle().controller().subsystem().add_namespace(namespace).unwrap();
     }
 
+    /// How long the controller was busy.
+    pub fn busy_time(&self) -> Duration {
+        let shard = &self.shards.as_ref().unwrap().handles()[1];
+        let controller = self.handle().controller().clone();
+        shard.call(move |shard| controller.busy_time(shard.now())).unwrap()
+    }
+
     /// Processor time that the controller's shard has used.
     pub fn busy(&self) -> Duration {
         let shard = &self.shards.as_ref().unwrap().handles()[1];

@@ -41,6 +41,27 @@ fn until(mut done: impl FnMut() -> bool) {
 }
 
 #[test]
+fn a_controller_is_busy_while_it_has_commands() {
+    let (rig, volume) = rig("busy");
+    let (mut c, q) = busy(&rig, &volume);
+    let began = rig.busy_time();
+    std::thread::sleep(Duration::from_millis(20));
+    let mut other = c.create(2, 16);
+    c.submit(&mut other, rw(false, 0, 1, DATA, 0));
+    until(|| volume.has.load(Ordering::SeqCst) == 11);
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(rig.busy_time() - began >= Duration::from_millis(30));
+    // One queue's end is not the other's; admin commands do not count.
+    for qid in [q.qid, other.qid] {
+        assert!(c.admin(Sqe { cdw10: qid.into(), ..Sqe::default() }).status().is_success());
+    }
+    let was = rig.busy_time();
+    std::thread::sleep(Duration::from_millis(5));
+    assert!(c.admin(Sqe { opc: 6, cdw10: 1, dptr: [0x500000, 0], ..Sqe::default() }).status().is_success());
+    assert_eq!(rig.busy_time(), was, "idle");
+}
+
+#[test]
 fn f67_an_unmap_takes_io_back() {
     let (rig, volume) = rig("taken-back");
     let (mut c, mut q) = busy(&rig, &volume);

@@ -152,6 +152,7 @@ fn e53_health_counts_what_hosts_did() {
     assert_eq!((smart.hrc.get(), smart.dur.get()), (5, 1));
     assert_eq!((smart.hwc.get(), smart.duw.get()), (3, 7));
     assert_eq!((smart.neile.get(), smart.mdie.get(), smart.upl.get(), smart.cw.into_bits()), (1, 0, 0, 0));
+    assert_eq!((smart.cbt.get(), smart.pwrc.get()), (0, 1), "less than a minute");
     // Of the controller as a whole, not of a namespace.
     let mut sqe = Sqe { opc: 2, nsid: 1, dptr: [DATA, 0], ..Sqe::default() };
     GetLogPage::new(LogId::Smart, 0, 512).put(&mut sqe);

@@ -59,12 +59,15 @@ impl Resource for NvmeSubsystem {
     fn build(&mut self, site: &Site<'_>) -> Result<Option<Arc<dyn Volume>>, Status> {
         let spec = self.spec.get_or_insert_default();
         let or = |value: &str, default: String| if value.is_empty() { default } else { value.to_owned() };
+        let (starts, kills) = site.registry.lives();
         let config = SubsystemConfig {
             nqn: spec.nqn.clone(),
             serial: or(&spec.serial_number, serial(site.uuid)),
             model: or(&spec.model_number, MODEL.into()),
             max_namespaces: max_namespaces(spec.max_namespaces)?,
             hostnqn: (!spec.hostnqn.is_empty()).then(|| spec.hostnqn.clone()),
+            starts,
+            kills,
         };
         site.registry.plane().create_subsystem(names::id(site.name), &config)?;
         let firmware_revision = site.registry.plane().firmware_revision();

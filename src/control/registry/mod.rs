@@ -145,6 +145,11 @@ impl Registry {
         self.store.was_killed()
     }
 
+    /// How many processes there were before this one and with it, and how many of them were killed.
+    pub fn lives(&self) -> (u64, u64) {
+        (self.store.starts(), self.store.kills())
+    }
+
     /// Notes that this process ends in order.
     pub fn end(&self) -> Result<(), StoreError> {
         self.store.end()
