@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use engine::IoError;
 use frontend::Doorbells;
 use nvme_proto::register::{NSSR_KEY, offset};
-use nvme_proto::zerocopy::IntoBytes;
 use nvme_proto::{Sqe, Status};
 
 use crate::client::{self, Client, DATA, Queue, RAM, await_event, command, event, rw, words};
@@ -293,32 +292,4 @@ fn g84_a_guest_dies_while_the_backend_hangs() {
     let mut c = rig.host();
     let mut q = c.create(1, 64);
     assert!(c.run(&mut q, rw(true, 0, 8, DATA, 0)).status().is_success());
-}
-
-/// Identifiers used twice are the host's matter: both commands are answered.
-#[test]
-fn identifiers_used_twice() {
-    let rig = Rig::new("twice", Doorbells::Trapped);
-    let mut neighbour = rig.neighbour();
-    let mut c = rig.host();
-    let mut q = c.create(1, 64);
-    // Each in its place, with the same name: FFFFh too.
-    for cid in [7, 0xffff] {
-        for i in 0..30u64 {
-            let at = c.place_at(&mut q);
-            c.put(at, Sqe { cid, ..rw(i % 2 == 0, i, 1, DATA, 0) }.as_bytes());
-        }
-        let sqe = rw(false, 0, 1, DATA, 0);
-        let last = c.submit(&mut q, sqe);
-        let mut seen: Vec<u16> = (0..31).map(|_| c.wait(&mut q).cid).collect();
-        seen.sort_unstable();
-        let mut want = vec![cid; 30];
-        want.push(last);
-        want.sort_unstable();
-        assert_eq!(seen, want);
-    }
-    // An Abort of a name that many have.
-    let abort = Sqe { opc: 8, cdw10: 7 << 16 | 1, ..Sqe::default() };
-    assert!(c.admin(abort).status().is_success());
-    neighbour.is_well();
 }

@@ -5,6 +5,7 @@ mod abort;
 mod breadth;
 mod client;
 mod coalesce;
+mod emulators;
 mod f_memory;
 mod f_socket;
 mod fused;
