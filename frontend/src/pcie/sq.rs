@@ -234,6 +234,7 @@ impl Walk for DataWalk {
 
 impl Transport for Sq {
     type Command = Fetched;
+    const INTERCEPTS_IO: bool = false;
 
     fn intercept(
         &self,

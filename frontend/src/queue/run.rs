@@ -20,8 +20,11 @@ const ALL_NAMESPACES: u32 = 0xffff_ffff;
 impl<T: Transport> Queue<T> {
     /// Finds who executes a command that was just fetched.
     pub(super) fn dispatch(self: &Rc<Self>, ticket: Ticket, sqe: Sqe) {
-        let intercepted = self.with_command(ticket, |c| self.transport.intercept(self, ticket, &sqe, c));
-        match (intercepted.flatten(), &self.controller) {
+        let intercepted = match self.qid == 0 || T::INTERCEPTS_IO {
+            true => self.with_command(ticket, |c| self.transport.intercept(self, ticket, &sqe, c)).flatten(),
+            false => None,
+        };
+        match (intercepted, &self.controller) {
             (Some(outcome), _) => {
                 self.break_pair();
                 self.settle(ticket, &sqe, outcome);
@@ -118,12 +121,15 @@ impl<T: Transport> Queue<T> {
         len: usize,
         then: Pending,
     ) {
-        self.stage(ticket, Stage::Data(then));
         let data = self.with_command(ticket, |c| self.transport.data(ticket, sqe, c, direction, len));
         match data {
-            Some(Data::Ready(sgl)) => self.data_is_there(ticket, sgl),
-            Some(Data::Failed(status)) => self.end(ticket, status.into()),
-            Some(Data::Later) | None => {}
+            Some(Data::Ready(sgl)) => self.go_on(ticket, sqe, then, sgl),
+            Some(Data::Failed(status)) => {
+                self.stage(ticket, Stage::Data(then));
+                self.end(ticket, status.into());
+            }
+            Some(Data::Later) => self.stage(ticket, Stage::Data(then)),
+            None => {}
         }
     }
 
@@ -165,8 +171,15 @@ impl<T: Transport> Queue<T> {
             let Stage::Data(then) = std::mem::replace(&mut slot.stage, Stage::Fetched) else { return };
             (slot.sqe, then, slot.preempted)
         };
+        match preempted {
+            true => self.end(ticket, Status::ABORTED_PREEMPT_AND_ABORT.dnr().into()),
+            false => self.go_on(ticket, &sqe, then, sgl),
+        }
+    }
+
+    /// A command has its data, or the room for it.
+    fn go_on(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe, then: Pending, sgl: Sgl) {
         match then {
-            _ if preempted => self.end(ticket, Status::ABORTED_PREEMPT_AND_ABORT.dnr().into()),
             Pending::Blocks(attachment, blocks) => self.start(ticket, attachment, blocks, sgl),
             Pending::Fused(pair) => self.fused_data(ticket, pair, sgl),
             Pending::Ranges(attachment) => {
@@ -177,7 +190,7 @@ impl<T: Transport> Queue<T> {
             Pending::Reserve(attachment) => {
                 let mut bytes = vec![0; sgl.len()];
                 sgl.copy_out(0, &mut bytes);
-                self.change_reservation(ticket, &sqe, &attachment, &bytes);
+                self.change_reservation(ticket, sqe, &attachment, &bytes);
             }
             Pending::ToHost(bytes) => {
                 sgl.copy_in(0, &bytes[..bytes.len().min(sgl.len())]);
@@ -187,7 +200,7 @@ impl<T: Transport> Queue<T> {
                 let mut bytes = vec![0; sgl.len()];
                 sgl.copy_out(0, &mut bytes);
                 let reply = match &self.controller {
-                    Some(controller) => controller.admin_data(&sqe, &bytes),
+                    Some(controller) => controller.admin_data(sqe, &bytes),
                     None => Status::INVALID_OPCODE.dnr().into(),
                 };
                 self.end(ticket, reply);
@@ -416,7 +429,7 @@ impl Stage {
 
 impl<T: Transport> Issuer for Queue<T> {
     fn resume(self: Rc<Self>, mut io: Io, cookie: u64, result: IoResult) {
-        let (ticket, failed, lba) = {
+        let (ticket, failed, lba, done) = {
             let mut slots = self.slots.borrow_mut();
             let Some((ticket, slot)) = slots.of_io(cookie) else { return };
             if let Stage::Io(work) = &slot.stage {
@@ -441,10 +454,11 @@ impl<T: Transport> Issuer for Queue<T> {
                 }
                 Err(error) => Some(self.shared.timed(nvm::status(error, op))),
             };
-            (ticket, failed, lba)
+            let done = (failed.is_none() && !work.has_more()).then(|| slot.stage.take_data());
+            (ticket, failed, lba, done)
         };
-        match failed {
-            Some(status) => {
+        match (failed, done) {
+            (Some(status), _) => {
                 let mut of = ticket;
                 if let Some(second) = self.second_of(ticket) {
                     self.end(ticket, Reply::default());
@@ -452,7 +466,8 @@ impl<T: Transport> Issuer for Queue<T> {
                 }
                 self.release(of, status.into(), Sgl::empty(), Some(lba));
             }
-            None => self.next_piece(ticket),
+            (None, Some(data)) => self.end_with(ticket, Reply::default(), data),
+            (None, None) => self.next_piece(ticket),
         }
     }
 }

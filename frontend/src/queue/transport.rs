@@ -97,6 +97,9 @@ pub trait Transport: Sized + 'static {
     /// What it keeps of a command from [`Queue::execute`] to [`Transport::complete`].
     type Command;
 
+    /// Whether [`Transport::intercept`] has anything to say about commands of I/O queues.
+    const INTERCEPTS_IO: bool;
+
     /// Takes a command that only this transport knows: Create I/O Submission Queue, Property Get. `None` leaves it to
     /// the controller and the namespaces.
     fn intercept(

@@ -231,6 +231,7 @@ impl Connection {
 
 impl Transport for Wire {
     type Command = Capsule;
+    const INTERCEPTS_IO: bool = true;
 
     fn intercept(
         &self,
