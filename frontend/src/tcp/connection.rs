@@ -354,6 +354,7 @@ impl Connection {
             let mut tx = self.tx.borrow_mut();
             tx.raw(term.as_bytes());
             tx.raw(&quote[..quoted]);
+            tx.finish();
         }
         self.farewell();
     }

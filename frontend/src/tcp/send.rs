@@ -28,6 +28,8 @@ pub(super) struct Sender {
     /// While the kernel sends: what is given back when it has.
     sending: Option<Vec<Lease>>,
     spare: Vec<Sgl>,
+    /// The last word is among what waits: nothing follows it.
+    finished: bool,
 }
 
 impl Sender {
@@ -41,6 +43,7 @@ impl Sender {
             to: 0,
             sending: None,
             spare: Vec::new(),
+            finished: false,
         }
     }
 
@@ -66,6 +69,9 @@ impl Sender {
         data: Option<(Sgl, Option<Lease>)>,
         agreed: Agreed,
     ) {
+        if self.finished {
+            return;
+        }
         let mut raw = [0u8; LONGEST];
         let hlen = size_of::<H>();
         let hdgst = if agreed.hdgst { DIGEST_LEN } else { 0 };
@@ -104,6 +110,11 @@ impl Sender {
         }
         self.bytes += data_len;
         self.leases.extend(lease);
+    }
+
+    /// Nothing is added any more: a C2HTermReq is the last PDU (NVMe/TCP 1.1, 3.5).
+    pub fn finish(&mut self) {
+        self.finished = true;
     }
 
     /// Adds bytes as they are.
