@@ -198,13 +198,22 @@ impl Function {
         self.drain_completions();
     }
 
+    /// Whether the file behind some of the guest's memory was truncated.
+    fn is_condemned(&self) -> bool {
+        self.memory.borrow().regions().iter().any(|region| region.is_condemned())
+    }
+
     /// A host that truncates a file under its memory reads and writes nothing any more, and its controller has failed.
+    /// One that is disabled has not, or its reset would never be complete.
     fn check_memory(&self) {
+        if self.sqs.borrow().is_empty() {
+            return;
+        }
         let now = condemnations();
         if self.condemned.replace(now) == now || self.failed.get() {
             return;
         }
-        if self.memory.borrow().regions().iter().any(|region| region.is_condemned()) {
+        if self.is_condemned() {
             self.complain("the file behind guest memory was truncated");
             self.fail();
         }

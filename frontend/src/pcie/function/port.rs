@@ -49,6 +49,10 @@ impl Function {
             self.complain("AQA, ASQ or ACQ give no admin queue in mapped memory");
             return false;
         }
+        if self.is_condemned() {
+            self.complain("the file behind guest memory was truncated");
+            return false;
+        }
         self.bells.clear();
         let cq = Rc::new(Cq::new(0, acq, cq_entries, Some(0)));
         self.add_cq(cq.clone());
