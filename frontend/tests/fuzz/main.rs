@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod pcie;
+mod remote;
 mod tcp;
 mod world;
 
@@ -39,4 +40,10 @@ fn vfio_user_streams() {
 fn guests() {
     let _alone = alone();
     fuzz::<pcie::Guest>("guest", &corpus("guest"));
+}
+
+#[test]
+fn hostile_targets() {
+    let _alone = alone();
+    fuzz::<remote::Initiator>("remote", &corpus("remote"));
 }

@@ -476,7 +476,8 @@ impl<'a> Run<'a> {
         self.wild = true;
         if r.rarely(2) {
             let reply = self.on.house.ask(&mut self.client, self.trace, command::RESET, &[], &[]);
-            assert!(reply.is_none_or(|reply| reply.errno == 0), "a reset does not end");
+            let errno = reply.map_or(0, |reply| reply.errno);
+            assert!(errno == 0, "a reset ends with {errno}");
         } else {
             // By configuration space, and nobody waits for it.
             self.on.house.post(&mut self.client, 7, 0x68, &0x8000u16.to_le_bytes());
