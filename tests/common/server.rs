@@ -147,11 +147,25 @@ impl Server {
         child.wait().unwrap();
     }
 
+    /// Stops the process where it is, as if its machine could not be reached: its connections stay.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets a frozen process go on.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let signalled = Command::new("kill").args(["-s", name, &self.pid().to_string()]).status().unwrap();
+        assert!(signalled.success());
+    }
+
     /// Asks the process to end, and waits for that.
     pub fn terminate(&mut self) -> ExitStatus {
+        self.signal("TERM");
         let mut child = self.child.take().expect("the server is not running");
-        let signalled = Command::new("kill").arg(child.id().to_string()).status().unwrap();
-        assert!(signalled.success());
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = child.try_wait().unwrap() {
