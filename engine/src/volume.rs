@@ -120,6 +120,12 @@ pub trait Volume: Send + Sync + 'static {
     /// Its counters; the engine fills them.
     fn stats(&self) -> &VolumeStats;
 
+    /// Whether what it needs is out of reach at the moment, so that its I/O is parked. A layer says what the layer below
+    /// says.
+    fn is_away(&self) -> bool {
+        false
+    }
+
     /// Its data half on `shard`. Immediate: a channel that is not connected yet parks its I/O. Called by
     /// [`ChannelRef::open`] alone, which keeps one channel per volume and shard.
     fn open(self: Arc<Self>, shard: &Shard) -> Rc<dyn Channel>;

@@ -68,6 +68,10 @@ impl Volume for CryptVolume {
         &self.stats
     }
 
+    fn is_away(&self) -> bool {
+        self.below.is_away()
+    }
+
     fn open(self: Arc<Self>, shard: &Shard) -> Rc<dyn Channel> {
         let limits = self.limits();
         Rc::new(CryptChannel {

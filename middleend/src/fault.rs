@@ -143,6 +143,10 @@ impl Volume for FaultVolume {
         &self.stats
     }
 
+    fn is_away(&self) -> bool {
+        self.below.is_away()
+    }
+
     fn open(self: Arc<Self>, shard: &Shard) -> Rc<dyn Channel> {
         let home = self.home.get_or_init(|| shard.handle()).clone();
         if home.id() == shard.id() { channel::open(self, shard) } else { engine::proxy(self, &home, shard) }

@@ -91,6 +91,10 @@ impl Volume for QosVolume {
         &self.stats
     }
 
+    fn is_away(&self) -> bool {
+        self.below.is_away()
+    }
+
     fn open(self: Arc<Self>, shard: &Shard) -> Rc<dyn Channel> {
         let generation = Cell::new(self.buckets.generation());
         Rc::new(QosChannel {

@@ -248,6 +248,10 @@ impl Volume for RemoteNamespace {
         self.volume_stats()
     }
 
+    fn is_away(&self) -> bool {
+        !(self.is_usable() && self.remote().is_live())
+    }
+
     fn open(self: Arc<Self>, shard: &Shard) -> Rc<dyn Channel> {
         let lane = Lane::of(self.remote(), shard);
         NamespaceChannel::open(self, lane, shard)

@@ -94,6 +94,10 @@ impl Remote {
         self.lock().state.clone()
     }
 
+    pub(super) fn is_live(&self) -> bool {
+        self.lock().state == State::Live
+    }
+
     /// Its namespaces that were ever seen or pinned, by NSID.
     pub fn namespaces(&self) -> Vec<Arc<RemoteNamespace>> {
         self.lock().namespaces.values().cloned().collect()

@@ -83,14 +83,14 @@ fn data_len(fid: FeatureId, cdw11: u32) -> usize {
 
 impl Controller {
     /// After a reset nothing is as the host set it.
-    pub(super) fn forget_features(&self) {
+    pub(super) fn forget_features(self: &Rc<Self>) {
         self.features.replace(Features::new(self.shared.host().map(|h| h.id)));
         if !self.config.fabrics {
             self.shared.set_host_id(None);
         }
         self.forget_notices();
         self.shared.set_io_queues(self.config.max_io_queues);
-        self.shared.set_retry_delay(false);
+        self.heed_delays(false);
     }
 
     /// Whether a feature is one of this controller's.
@@ -248,7 +248,7 @@ impl Controller {
     }
 
     /// Set Features whose value came in a buffer.
-    pub(super) fn set_features_data(&self, sqe: &Sqe, data: &[u8]) -> Result<(), Status> {
+    pub(super) fn set_features_data(self: &Rc<Self>, sqe: &Sqe, data: &[u8]) -> Result<(), Status> {
         let mut features = self.features.borrow_mut();
         match SetFeaturesCdw10::from_bits(sqe.cdw10).fid() {
             FeatureId::Timestamp => {
@@ -261,7 +261,7 @@ impl Controller {
                 if set.acre > 1 || set.etdas != 0 || set.lbafee != 0 || set.hdisns != 0 || set.cdfe != 0 {
                     return Err(Status::INVALID_FIELD);
                 }
-                self.shared.set_retry_delay(set.acre == 1);
+                self.heed_delays(set.acre == 1);
                 features.behavior = set;
             }
             FeatureId::HostIdentifier => {

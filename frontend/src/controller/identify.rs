@@ -13,6 +13,7 @@ use nvme_proto::zerocopy::{FromZeros, IntoBytes};
 use nvme_proto::{Sqe, Status};
 
 use super::ana::GROUP;
+use super::away;
 use super::keep_alive::KAS;
 use super::{Controller, MAX_TRANSFER};
 use crate::namespace::{Attachment, Protection};
@@ -203,7 +204,7 @@ impl Controller {
         (id.anagrpmax, id.nanagrpid) = (GROUP, 1);
         // No state ever changes, so no change takes longer than a second.
         id.anatt = 1;
-        id.crdt1 = RETRY_DELAY;
+        (id.crdt1, id.crdt2) = (RETRY_DELAY, away::DELAY);
         id.nwpc = WRITE_PROTECTION;
         id.oacs = Oacs::new().with_dbcs(!fabrics);
         id.acl_z = ABORTS_Z;

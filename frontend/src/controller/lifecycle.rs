@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use engine::{Io, IoId, IoResult, Issuer, Op, Origin, Request};
+use engine::{Io, IoId, IoResult, Issuer, Op, Origin, Request, Scope};
 use nvme_proto::register::{Cc, Csts};
 
 use super::Controller;
@@ -28,6 +28,8 @@ pub(super) enum Phase {
 /// CC.SHN values that ask for a shutdown are not zero; CSTS.SHST while it runs, and when it is complete.
 const SHST_OCCURRING: u8 = 1;
 const SHST_COMPLETE: u8 = 2;
+/// How long a shutdown waits for the media: less than RTD3E, after which a host gives the controller up.
+const SHUTDOWN: Duration = Duration::from_secs(15);
 /// How long the host that has reset the subsystem may take to disconnect.
 const LEAVE: Duration = Duration::from_secs(5);
 
@@ -163,15 +165,25 @@ impl Controller {
         self.edit(|r| r.csts.set_shst(SHST_OCCURRING));
         let origin = Origin::new();
         let flush = Rc::new(ShutdownFlush { controller: self.clone(), left: Default::default() });
-        for attachment in self.local.namespaces() {
+        let namespaces = self.local.namespaces();
+        for attachment in &namespaces {
             flush.left.set(flush.left.get() + 1);
             let mut io = Io::new(IoId { origin, tag: 0 });
             *io.request_mut() = Request { op: Op::Flush, ..Request::default() };
             io.forward(attachment.channel(self.local.shard()), flush.clone(), 0);
         }
         if flush.left.get() == 0 {
-            self.shutdown_complete();
+            return self.shutdown_complete();
         }
+        // Media that are out of reach do not hold the host.
+        let (flush, shard) = (Rc::downgrade(&flush), self.local.shard().clone());
+        let give_up = async move {
+            shard.sleep(SHUTDOWN).await;
+            if flush.upgrade().is_some_and(|flush| flush.left.get() > 0) {
+                namespaces.iter().for_each(|attachment| attachment.revoke(Scope::Origin(origin)));
+            }
+        };
+        self.local.shard().spawn(give_up).detach();
     }
 
     fn shutdown_complete(&self) {

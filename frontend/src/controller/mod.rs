@@ -4,6 +4,7 @@
 mod abort;
 mod admin;
 mod ana;
+mod away;
 mod busy;
 mod effects;
 mod errors;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 
 use crate::subsystem::{Local, Seen, Subsystem, SubsystemError};
 use abort::Aborts;
-use engine::{Shard, VolumeStats};
+use engine::{Shard, Task, VolumeStats};
 use events::Events;
 use features::{Features, Protecting};
 use keep_alive::KeepAlive;
@@ -126,6 +127,8 @@ pub struct Controller {
     features: RefCell<Features>,
     events: RefCell<Events>,
     aborts: Aborts,
+    /// Looks for commands on volumes that are out of reach.
+    away: RefCell<Option<Task>>,
     protecting: Protecting,
     logs: RefCell<Logs>,
     notices: RefCell<Notices>,
@@ -158,6 +161,7 @@ impl Controller {
             features: RefCell::new(Features::new(shared.host().map(|h| h.id))),
             events: RefCell::default(),
             aborts: Aborts::default(),
+            away: RefCell::default(),
             protecting: Protecting::default(),
             logs: RefCell::default(),
             notices: RefCell::default(),

@@ -31,6 +31,9 @@ pub trait QueueLink: Send {
     /// Takes one command back, if it is there and can be, and answers.
     fn abort(&self, cid: u16, answer: AbortAnswer);
 
+    /// Gives commands back that have been with a volume for so long, and the volume is out of reach.
+    fn give_back(&self, patience: Duration);
+
     /// Looks whether its peer is gone; `done` is dropped when that is known.
     fn probe(&self, done: Arc<()>);
 }
@@ -146,8 +149,12 @@ impl Shared {
 
     /// `status` as its host heeds it: one that may pass tells when (CRD), if the host knows of that (ACRE).
     pub(crate) fn timed(&self, status: Status) -> Status {
-        let passes = status.code() == Status::COMMAND_INTERRUPTED && self.retry_delay.load(Ordering::Relaxed);
-        if passes { status.with_crd(1) } else { status }
+        let which = match status.code() {
+            Status::COMMAND_INTERRUPTED => 1,
+            Status::NAMESPACE_NOT_READY => 2,
+            _ => return status,
+        };
+        if self.retry_delay.load(Ordering::Relaxed) { status.with_crd(which) } else { status }
     }
 
     pub(super) fn set_retry_delay(&self, on: bool) {
@@ -265,6 +272,13 @@ impl Shared {
     pub(super) fn abort(&self, sqid: u16, cid: u16, answer: AbortAnswer) {
         if let Some(link) = self.queues().links.get(&sqid) {
             link.abort(cid, answer);
+        }
+    }
+
+    /// Has all queues give commands back that have been with a volume for so long, and the volume is out of reach.
+    pub(super) fn give_back(&self, patience: Duration) {
+        for link in self.queues().links.values() {
+            link.give_back(patience);
         }
     }
 

@@ -1,6 +1,8 @@
-//! What an Abort command does to the queue whose command it names.
+//! Commands that are taken back from their volumes: the one that an Abort command names, and those that have waited too
+//! long for a volume out of reach.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use engine::{IoId, Scope};
 use nvme_proto::Status;
@@ -38,5 +40,15 @@ impl<T: Transport> Queue<T> {
             }
         };
         attachment.revoke(Scope::Io(IoId { origin: self.origin, tag: u64::from(ticket.slot) }));
+    }
+
+    /// Asks back what has been with a volume for so long, and the volume is out of reach.
+    pub(super) fn give_back(self: &Rc<Self>, patience: Duration) {
+        let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        let before = self.local.shard().now().saturating_sub(patience);
+        let late = self.slots.borrow_mut().give_back(before);
+        for (slot, attachment) in late {
+            attachment.revoke(Scope::Io(IoId { origin: self.origin, tag: u64::from(slot) }));
+        }
     }
 }

@@ -13,6 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::mem::Sgl;
 use engine::stats::ChannelStats;
@@ -259,6 +260,10 @@ impl<T: Transport> QueueLink for Link<T> {
 
     fn abort(&self, cid: u16, answer: AbortAnswer) {
         self.run(move |queue| queue.abort(cid, answer));
+    }
+
+    fn give_back(&self, patience: Duration) {
+        self.run(move |queue| queue.give_back(patience));
     }
 
     fn probe(&self, done: Arc<()>) {

@@ -440,7 +440,7 @@ impl<T: Transport> Issuer for Queue<T> {
             io.request_mut().sgl = Sgl::empty();
             slot.io = Some(io);
             let Stage::Io(work) = &slot.stage else { return };
-            let preempted = slot.preempted;
+            let (preempted, not_ready) = (slot.preempted, slot.not_ready);
             let failed = match result {
                 Ok(()) if preempted && work.has_more() => Some(Status::ABORTED_PREEMPT_AND_ABORT.dnr()),
                 Err(engine::IoError::Aborted) if preempted => Some(Status::ABORTED_PREEMPT_AND_ABORT.dnr()),
@@ -451,6 +451,9 @@ impl<T: Transport> Issuer for Queue<T> {
                 Err(engine::IoError::Aborted) if self.closing.get() => Some(Status::ABORTED_SQ_DELETION),
                 Err(engine::IoError::Aborted) if self.lost(&work.attachment) => {
                     Some(Status::INVALID_NAMESPACE_OR_FORMAT.dnr())
+                }
+                Err(engine::IoError::Aborted) if not_ready => {
+                    Some(self.shared.timed(Status::NAMESPACE_NOT_READY))
                 }
                 Err(error) => Some(self.shared.timed(nvm::status(error, op))),
             };

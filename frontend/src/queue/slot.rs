@@ -86,6 +86,8 @@ pub(super) struct Slot<C> {
     pub stage: Stage,
     /// Preempt and Abort took the command back.
     pub preempted: bool,
+    /// It is asked back because its volume is out of reach.
+    pub not_ready: bool,
     /// It waits for the command's end.
     pub hold: Option<Arc<Hold>>,
     seq: u32,
@@ -137,6 +139,7 @@ impl<C> Slots<C> {
                     sent: 0,
                     stage: Stage::Free,
                     preempted: false,
+                    not_ready: false,
                     hold: None,
                     seq: 0,
                 });
@@ -191,7 +194,7 @@ impl<C> Slots<C> {
             _ => {}
         }
         slot.stage = Stage::Free;
-        slot.preempted = false;
+        (slot.preempted, slot.not_ready) = (false, false);
         let (sqe, hold) = (slot.sqe, slot.hold.take());
         self.free.push(ticket.slot);
         Some(Released { sqe, command, aborts, verified, hold, pair })
@@ -221,6 +224,22 @@ impl<C> Slots<C> {
             slot.preempted = true;
         }
         at_work
+    }
+
+    /// Marks the commands that went to their volumes before then, if those are out of reach, and names them. Compare and
+    /// Write stays: it must not be tried again before it is known what became of it.
+    pub fn give_back(&mut self, before: u64) -> Vec<(u16, Rc<Attachment>)> {
+        let mut late = Vec::new();
+        for (at, slot) in self.all.iter_mut().enumerate().filter(|(_, slot)| slot.sent < before) {
+            if let Stage::Io(work) = &slot.stage
+                && !matches!(work.pieces, Pieces::Fused(_))
+                && work.attachment.namespace.volume.is_away()
+            {
+                slot.not_ready = true;
+                late.push((at as u16, work.attachment.clone()));
+            }
+        }
+        late
     }
 
     /// Commands that no volume has: they wait for data or for their controller.

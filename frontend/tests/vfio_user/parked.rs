@@ -12,6 +12,8 @@ use engine::{Channel, Io, IoError, Limits, Scope, Shard, Volume, VolumeStats};
 pub struct Parked {
     stats: VolumeStats,
     pub obstinate: AtomicBool,
+    /// Whether it says that it is out of reach.
+    pub away: AtomicBool,
     /// I/Os that it has.
     pub has: AtomicUsize,
 }
@@ -23,6 +25,10 @@ impl Volume for Parked {
 
     fn stats(&self) -> &VolumeStats {
         &self.stats
+    }
+
+    fn is_away(&self) -> bool {
+        self.away.load(Ordering::SeqCst)
     }
 
     fn open(self: Arc<Self>, _: &Shard) -> Rc<dyn Channel> {
