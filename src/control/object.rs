@@ -19,7 +19,7 @@ mod messages {
 }
 
 /// A value that no two objects may have.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Claim {
     /// What it is, such as `NQN`.
     pub what: &'static str,

@@ -14,6 +14,7 @@ use proto::storage::frontend_nvme_service_client::FrontendNvmeServiceClient;
 use proto::storage::malloc_volume_service_client::MallocVolumeServiceClient;
 use proto::storage::middleend_encryption_service_client::MiddleendEncryptionServiceClient;
 use proto::storage::middleend_qos_volume_service_client::MiddleendQosVolumeServiceClient;
+use proto::storage::null_volume_service_client::NullVolumeServiceClient;
 use proto::storage::nvme_remote_controller_service_client::NvmeRemoteControllerServiceClient;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
@@ -87,6 +88,18 @@ impl Grpc {
         self.wait(MallocVolumeServiceClient::new(self.channel.clone()).create_malloc_volume(request))
     }
 
+    /// A volume of zeroes.
+    pub fn null_volume(
+        &self,
+        id: &str,
+        block_size: i64,
+        blocks_count: i64,
+    ) -> Result<opi::NullVolume, Status> {
+        let null_volume = Some(opi::NullVolume { block_size, blocks_count, ..Default::default() });
+        let request = opi::CreateNullVolumeRequest { null_volume, null_volume_id: id.into() };
+        self.wait(NullVolumeServiceClient::new(self.channel.clone()).create_null_volume(request))
+    }
+
     fn fault(&self) -> FaultVolumeServiceClient<Channel> {
         FaultVolumeServiceClient::new(self.channel.clone())
     }
@@ -123,9 +136,19 @@ impl Grpc {
 
     /// A subsystem.
     pub fn subsystem(&self, id: &str, nqn: &str) -> Result<opi::NvmeSubsystem, Status> {
+        self.subsystem_of(id, nqn, 32)
+    }
+
+    /// A subsystem of so many namespaces at most.
+    pub fn subsystem_of(
+        &self,
+        id: &str,
+        nqn: &str,
+        max_namespaces: i64,
+    ) -> Result<opi::NvmeSubsystem, Status> {
         let mut spec = opi::NvmeSubsystemSpec::default();
         (spec.nqn, spec.serial_number, spec.model_number) = (nqn.into(), "TEST".into(), "Isthmus".into());
-        spec.max_namespaces = 32;
+        spec.max_namespaces = max_namespaces;
         let nvme_subsystem = Some(opi::NvmeSubsystem { spec: Some(spec), ..Default::default() });
         let request = opi::CreateNvmeSubsystemRequest { nvme_subsystem, nvme_subsystem_id: id.into() };
         self.wait(self.frontend().create_nvme_subsystem(request))

@@ -94,30 +94,33 @@ impl Local {
             if view.version < state.view.version {
                 return;
             }
-            let mut before = std::mem::take(&mut state.attached);
+            // Both are in the order of their NSIDs.
+            let mut before = std::mem::take(&mut state.attached).into_iter().peekable();
             for namespace in &view.namespaces {
                 let Some(reservations) = view.reservations(namespace.nsid) else { continue };
                 let protection = view.protection(namespace.nsid);
                 let mask = view.mask(namespace.nsid);
+                let mut older = None;
+                while let Some(a) = before.next_if(|a| a.namespace.nsid <= namespace.nsid) {
+                    match Arc::ptr_eq(&a.namespace, namespace) {
+                        true => older = Some(a),
+                        false => removed.push(a),
+                    }
+                }
                 let same = |a: &Rc<Attachment>| {
-                    let promised = a.protection == protection && a.limits == namespace.volume.limits();
-                    Arc::ptr_eq(&a.namespace, namespace) && promised && a.mask == mask
+                    a.protection == protection && a.mask == mask && a.limits == namespace.volume.limits()
                 };
-                let kept = before.iter().position(same).map(|at| before.swap_remove(at));
-                let older = before.iter().position(|a| Arc::ptr_eq(&a.namespace, namespace));
-                state.attached.push(match (kept, older.map(|at| before.swap_remove(at))) {
-                    (Some(same), _) => same,
-                    (None, Some(older)) => {
+                state.attached.push(match older {
+                    Some(older) if same(&older) => older,
+                    Some(older) => {
                         let new = older.renewed(protection, mask);
                         hidden.push((older, new.mask.clone()));
                         new
                     }
-                    (None, None) => {
-                        Attachment::new(namespace.clone(), protection, mask, reservations.clone())
-                    }
+                    None => Attachment::new(namespace.clone(), protection, mask, reservations.clone()),
                 });
             }
-            removed.append(&mut before);
+            removed.extend(before);
             state.view = view;
             state.queues.clone()
         };

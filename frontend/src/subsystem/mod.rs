@@ -30,7 +30,7 @@ use seen::shows;
 pub use seen::{Mask, Viewer};
 
 /// The largest NSID that a subsystem may be configured for.
-pub const MAX_NAMESPACES: u32 = 1024;
+pub const MAX_NAMESPACES: u32 = 4096;
 /// The first identifier that hosts' associations get. Those below are for controllers that are declared: a restarted
 /// process finds them free, whichever host comes back first.
 const FIRST_DYNAMIC: u16 = 1024;

@@ -89,7 +89,7 @@ impl Registry {
             }
             return Err(internal(e));
         }
-        self.write().insert(name.to_owned(), Arc::new(entry));
+        self.write().insert(Arc::new(entry));
         tracing::info!(object = name, "created");
         Ok(object)
     }
@@ -110,7 +110,7 @@ impl Registry {
             return Err(Status::failed_precondition(format!("{} is not available: {why}", entry.name)));
         }
         tracing::info!(object = entry.name, "is available again");
-        self.write().insert(entry.name.clone(), revived.clone());
+        self.write().insert(revived.clone());
         Ok(revived)
     }
 

@@ -40,12 +40,7 @@ impl Registry {
                 let entry = self.entry(&name)?;
                 kind.is_none_or(|kind| entry.object.kind() == kind).then_some(name)
             }
-            VolumeRef::Uuid(uuid) => {
-                let objects = self.read();
-                let found =
-                    objects.values().find(|entry| entry.object.kind().is_volume() && entry.uuid == uuid);
-                found.map(|entry| entry.name.clone())
-            }
+            VolumeRef::Uuid(uuid) => self.read().volume(uuid).map(|entry| entry.name.clone()),
             VolumeRef::Remote { controller, nsid } => {
                 self.find(Kind::Remote, &controller).ok()?;
                 Some(format!("{controller}/{}/{nsid}", Kind::RemoteNamespace.collection()))
@@ -59,7 +54,7 @@ impl Registry {
     pub(super) fn check_claim(&self, claim: &Claim) -> Result<(), Status> {
         let Claim { what, value } = claim;
         let objects = self.read();
-        let Some(owner) = objects.values().find(|entry| entry.object.claim().as_ref() == Some(claim)) else {
+        let Some(owner) = objects.claimant(claim) else {
             return Ok(());
         };
         Err(Status::already_exists(format!(

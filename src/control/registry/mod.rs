@@ -6,8 +6,8 @@
 
 mod building;
 mod meaning;
+mod objects;
 
-use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ use super::reservations::Keeper;
 use super::schema::Schema;
 use super::secret::Secret;
 use super::store::{Record, Store, StoreError};
+use objects::Objects;
 
 /// How long all that is built again waits for addresses, sockets and files of a process that was killed: the kernel
 /// lets go of what the process's rings held in its own time.
@@ -76,7 +77,7 @@ pub(crate) struct Registry {
     plane: Arc<dyn DataPlane>,
     store: Arc<Store>,
     keeper: Keeper,
-    objects: RwLock<BTreeMap<String, Arc<Entry>>>,
+    objects: RwLock<Objects>,
     locks: NameLocks,
     sequence: AtomicU64,
     schema: Schema,
@@ -108,7 +109,7 @@ impl Registry {
             if let Err(why) = &entry.built {
                 tracing::error!(object = name, "cannot be built again: {why}");
             }
-            registry.write().insert(name, Arc::new(entry));
+            registry.write().insert(Arc::new(entry));
         }
         let all: Vec<String> = registry.read().keys().cloned().collect();
         registry.release_unused(&all);
@@ -175,8 +176,7 @@ impl Registry {
 
     /// Every object that needs the one of this name.
     pub fn users(&self, name: &str) -> Vec<Arc<Entry>> {
-        let uses = |entry: &&Arc<Entry>| entry.uses().iter().any(|used| used == name);
-        self.read().values().filter(uses).cloned().collect()
+        self.read().users(name).cloned().collect()
     }
 
     /// Declares an object that was validated. Declared again in the same words, it is returned as it is.
@@ -268,7 +268,7 @@ impl Registry {
             record,
             built: entry.built.clone(),
         };
-        self.write().insert(name.to_owned(), Arc::new(changed));
+        self.write().insert(Arc::new(changed));
         tracing::info!(object = name, "changed");
         Ok(new)
     }
@@ -279,11 +279,11 @@ impl Registry {
         self.store.fails.store(fails, std::sync::atomic::Ordering::Relaxed);
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Entry>>> {
+    fn read(&self) -> RwLockReadGuard<'_, Objects> {
         self.objects.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Arc<Entry>>> {
+    fn write(&self) -> RwLockWriteGuard<'_, Objects> {
         self.objects.write().unwrap_or_else(PoisonError::into_inner)
     }
 
