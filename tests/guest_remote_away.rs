@@ -125,9 +125,10 @@ answered "|timeout"
 #[test]
 fn aborts_resets_and_reboots_are_answered_and_no_failed_write_comes_back() {
     // How often Linux tries a command again before it reports it as failed.
-    let (retries, away) = (count(0, 1), Duration::from_secs(count(22, 120).into()));
+    let (retries, away) = (count(0, 1), Duration::from_secs(count(12, 120).into()));
     let Some(guest) = Builder::new("remote-away", "") else { return };
-    let Some(mut chain) = Chain::build(&[DISK], &["--shards", "2"]) else { return };
+    let flags = ["--shards", "2", "--remote-kato", "5"];
+    let Some(mut chain) = Chain::build(&[DISK], &flags) else { return };
     let guest = guest.script(&format!("NQN={}\n{SCRIPT}", chain.nqn)).reboots().vfio_user(&chain.socket());
     let guest = guest.kernel(&format!("nvme_core.admin_timeout=10 nvme_core.max_retries={retries}"));
     let wait = |since: Instant| std::thread::sleep(away.saturating_sub(since.elapsed()));
