@@ -28,6 +28,7 @@ refuses() { # refuses PATTERN COMMAND ...: the command fails and prints that
 }
 
 head -c 4096 /dev/urandom >/tmp/data
+printf '\1\2\3\4\5\6\0\0' >/tmp/stamp
 for c in /dev/nvme0 /dev/nvme1; do
     d=${c}n1
     mark $c
@@ -42,6 +43,7 @@ for c in /dev/nvme0 /dev/nvme1; do
     # Without a command set nvme-cli maps the registers, which the kernel keeps for itself.
     says "Verify" nvme effects-log $c --csi=0
     says "frs1" nvme fw-log $c
+    says "ANA|Asymmetric" nvme ana-log $c
     says "" nvme supported-log-pages $c
     says "" nvme changed-ns-list-log $c
     for f in 1 2 4 7 0xa 0xb 0xe 0x16; do
@@ -54,6 +56,19 @@ for c in /dev/nvme0 /dev/nvme1; do
     says "0x0*3" nvme get-feature $c -f 1
     says "" nvme set-feature $c -f 0xa -V 1
     says "0x0*1" nvme get-feature $c -f 0xa
+    for f in "2 0" "4 343" "0xb 0x100"; do
+        set -- $f
+        says "" nvme set-feature $c -f $1 -V $2
+        says "$(printf '0x0*%x' $2)" nvme get-feature $c -f $1
+    done
+    says "" nvme set-feature $c -f 0xe -l 8 -d /tmp/stamp
+    says "" nvme set-feature $c -f 5 -n 1 -V 0
+    # There is no cache to turn off. Number of Queues (7) and Host Behavior (16h) the kernel sets itself and lets nobody set.
+    refuses "Invalid Field|INVALID_FIELD" nvme get-feature $c -f 6
+    says "" nvme set-feature $c -f 0x84 -n 1 -V 1
+    says "0x0*1" nvme get-feature $c -f 0x84 -n 1
+    refuses "Write Protected|WRITE_PROTECTED" nvme write-zeroes $d -s 0 -c 7
+    says "" nvme set-feature $c -f 0x84 -n 1 -V 0
     refuses "Invalid Field|INVALID_FIELD" nvme get-feature $c -f 0x7f
     refuses "Invalid Field|INVALID_FIELD" nvme admin-passthru $c --opcode=6 -l 4096 -r --cdw10=0xff
     refuses "Invalid Command Opcode|Invalid Opcode|INVALID_OPCODE" nvme admin-passthru $c --opcode=0x30
@@ -76,6 +91,11 @@ for c in /dev/nvme0 /dev/nvme1; do
     verify $d 4m
 done
 for f in 8 9; do says "" nvme get-feature /dev/nvme0 -f $f; done
+says "" nvme set-feature /dev/nvme0 -f 8 -V 0x102
+says "0x0*102" nvme get-feature /dev/nvme0 -f 8
+says "" nvme set-feature /dev/nvme0 -f 8 -V 0
+says "" nvme set-feature /dev/nvme0 -f 9 -V 0x10001
+says "" nvme set-feature /dev/nvme1 -f 0xf -V 120000
 says "" nvme get-feature /dev/nvme1 -f 0xf
 
 mark reservations
@@ -85,6 +105,13 @@ a=/dev/nvme0n1 b=/dev/nvme1n1
 says "" nvme resv-register $a -n 1 --nrkey=0xaa --rrega=0
 says "" nvme resv-register $b -n 1 --nrkey=0xbb --rrega=0
 says "regctl *: 2" nvme resv-report $a -n 1 --eds
+for c in /dev/nvme0 /dev/nvme1; do
+    says "" nvme set-feature $c -f 0x82 -n 1 -V 0
+    says "" nvme get-feature $c -f 0x82 -n 1
+    says "" nvme set-feature $c -f 0x83 -n 1 -V 1
+    says "0x0*1" nvme get-feature $c -f 0x83 -n 1
+    says "" nvme set-feature $c -f 0x83 -n 1 -V 0
+done
 says "" nvme resv-acquire $a -n 1 --crkey=0xaa --rtype=1 --racqa=0
 says "rtype *: 1" nvme resv-report $b -n 1 --eds
 refuses "Reservation Conflict|RESERVATION_CONFLICT" nvme write $b -s 0 -c 7 -z 4096 -d /tmp/data
