@@ -4,8 +4,9 @@ use std::error::Error;
 use std::path::PathBuf;
 
 /// The files that declare services; they import the others.
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "inventory/inventory.proto",
+    "isthmus/access.proto",
     "isthmus/fault.proto",
     "storage/backend_aio.proto",
     "storage/backend_malloc.proto",

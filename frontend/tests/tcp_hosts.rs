@@ -119,7 +119,7 @@ fn a_namespace_is_shown_to_some() {
         (admin(&rig, SUBNQN, HOSTNQN), admin(&rig, SUBNQN, FRIEND));
     let (mut my_io, mut their_io) = (io(&rig, HOSTNQN, id), io(&rig, FRIEND, their_id));
     let only = |name: &str| Some([Viewer::Host(nqn(name))].into());
-    rig.subsystem.add_masked_namespace(namespace(2, 512, 1 << 20), only(HOSTNQN)).unwrap();
+    rig.subsystem.add_masked_namespace(namespace(2, 512, 1 << 20), None, only(HOSTNQN)).unwrap();
     told(&mut mine, NAMESPACES_CHANGED);
     told_nothing(&rig, &mut theirs);
     assert_eq!((namespaces(&mut mine), namespaces(&mut theirs)), (vec![1, 2], vec![1]));

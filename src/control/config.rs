@@ -25,6 +25,7 @@
 //! spec = { volume_name_ref = "crypt0" }
 //! ```
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
@@ -41,8 +42,9 @@ use super::object::Resource as _;
 use super::object::{Kind, Object, with_message};
 use super::service::Control;
 
-/// The order of declaring. Rate limits come before other users of the volume below, so that they hold for all; within
-/// a stage, objects may need each other.
+/// The order of declaring. Rate limits come before other users of the volume below, so that they hold for all, and
+/// masks before the controllers that they do not name, so that nobody sees more before; within a stage, objects may need
+/// each other.
 const STAGES: [&[Kind]; 7] = [
     &[Kind::Remote],
     &[Kind::Path],
@@ -50,7 +52,7 @@ const STAGES: [&[Kind]; 7] = [
     &[Kind::Qos, Kind::Encrypted, Kind::Fault],
     &[Kind::Subsystem],
     &[Kind::Namespace],
-    &[Kind::Controller],
+    &[Kind::Mask, Kind::Controller],
 ];
 /// Largest key file in bytes.
 const LARGEST_KEY: u64 = 4096;
@@ -92,6 +94,13 @@ struct Item {
     object: Object,
 }
 
+impl Item {
+    /// The resource name, of an object that has a parent.
+    fn name(&self) -> String {
+        format!("{}/{}/{}", self.parent, self.kind.collection(), self.id)
+    }
+}
+
 impl Config {
     /// Reads a file.
     ///
@@ -125,9 +134,17 @@ impl Config {
     /// # Errors
     /// The first object that is refused; those before it are declared.
     pub async fn apply(&self, control: &Control) -> Result<(), ConfigError> {
+        let named: HashSet<String> = self
+            .0
+            .iter()
+            .flat_map(|item| item.object.references())
+            .map(|(_, _, name)| name.to_owned())
+            .collect();
         for stage in STAGES {
             let of_kind = |kind: &Kind| self.0.iter().filter(|item| item.kind == *kind).collect::<Vec<_>>();
             let mut pending: Vec<&Item> = stage.iter().flat_map(of_kind).collect();
+            // What masks wait for comes before other controllers.
+            pending.sort_by_key(|item| item.kind == Kind::Controller && !named.contains(&item.name()));
             // One after the other, and from the beginning again after each: what is needed may come later.
             while !pending.is_empty() {
                 let mut refused = None;

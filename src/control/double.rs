@@ -163,13 +163,23 @@ impl DataPlane for Double {
 
     fn add_namespace(&self, subsystem: &str, namespace: &NamespaceConfig) -> PlaneResult<()> {
         let (nsid, blocks) = (namespace.nsid, namespace.volume.limits().blocks);
-        self.call(format!("namespace {subsystem} {nsid} {blocks}"))?;
+        let hidden = if namespace.hidden { " hidden" } else { "" };
+        self.call(format!("namespace {subsystem} {nsid} {blocks}{hidden}"))?;
         self.namespaces.lock().unwrap().push(namespace.clone());
         Ok(())
     }
 
     fn remove_namespace(&self, subsystem: &str, nsid: u32) -> PlaneResult<()> {
         self.call(format!("remove namespace {subsystem} {nsid}"))
+    }
+
+    fn mask_namespace(&self, subsystem: &str, nsid: u32, viewers: Option<&Viewers>) -> PlaneResult<()> {
+        match viewers {
+            Some(Viewers { hosts, controllers }) => {
+                self.call(format!("mask {subsystem} {nsid} {hosts:?} {controllers:?}"))
+            }
+            None => self.call(format!("unmask {subsystem} {nsid}")),
+        }
     }
 
     fn namespace_counters(&self, _subsystem: &str, _nsid: u32) -> PlaneResult<Counters> {

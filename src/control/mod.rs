@@ -3,6 +3,7 @@
 //! A request is validated by its service, becomes an object in the [registry], is built in the [data plane](plane), and
 //! is kept in the [state directory](store) so that the next process builds it again.
 
+mod access;
 mod address;
 mod aio;
 pub mod config;

@@ -78,6 +78,11 @@ pub(crate) trait Resource: Declared {
         None
     }
 
+    /// Other objects that it needs: the field, what kind, and the resource name.
+    fn references(&self) -> Vec<(String, Kind, &str)> {
+        Vec::new()
+    }
+
     /// Makes it in the data plane, whole or not at all, and fills in what the server chooses. Returns its volume.
     fn build(&mut self, site: &Site<'_>) -> Result<Option<Arc<dyn Volume>>, Status>;
 
@@ -209,6 +214,8 @@ kinds! {
     Namespace: NvmeNamespace, "nvmeNamespaces", "nvme_namespace";
     /// A controller.
     Controller: NvmeController, "nvmeControllers", "nvme_controller";
+    /// Who alone sees a namespace.
+    Mask: NamespaceMask, "namespaceMasks", "namespace_mask";
 }
 pub(crate) use with_message;
 
@@ -264,6 +271,11 @@ impl Object {
     /// See [`Resource::volume_ref`].
     pub fn volume_ref(&self) -> Option<&str> {
         with_message!(self, message => message.volume_ref())
+    }
+
+    /// See [`Resource::references`].
+    pub fn references(&self) -> Vec<(String, Kind, &str)> {
+        with_message!(self, message => message.references())
     }
 
     /// Sets the resource name, and makes the object in the data plane.

@@ -67,6 +67,9 @@ pub trait DataPlane: Send + Sync + 'static {
     /// Takes a namespace from the hosts; when this returns, none of their I/O to it is under way.
     fn remove_namespace(&self, subsystem: &str, nsid: u32) -> PlaneResult<()>;
 
+    /// Shows a namespace to these alone, or to all. When this returns, no other gets at it.
+    fn mask_namespace(&self, subsystem: &str, nsid: u32, viewers: Option<&Viewers>) -> PlaneResult<()>;
+
     /// Counters of what hosts did to a namespace.
     fn namespace_counters(&self, subsystem: &str, nsid: u32) -> PlaneResult<Counters>;
 
@@ -195,6 +198,17 @@ pub struct NamespaceConfig {
     pub volume: Arc<dyn Volume>,
     /// Where reservations are kept that outlive the process; `None` if they cannot.
     pub reservations: Option<Arc<dyn frontend::Persist>>,
+    /// Nobody sees it until [`DataPlane::mask_namespace`] says who does.
+    pub hidden: bool,
+}
+
+/// Who alone sees a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Viewers {
+    /// Hosts over fabrics, by NQN.
+    pub hosts: Vec<String>,
+    /// vfio-user controllers of the subsystem.
+    pub controllers: Vec<String>,
 }
 
 /// What a controller is.

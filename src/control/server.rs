@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use proto::inventory::inventory_service_server::InventoryServiceServer;
 use proto::isthmus::fault_volume_service_server::FaultVolumeServiceServer;
+use proto::isthmus::namespace_mask_service_server::NamespaceMaskServiceServer;
 use proto::storage::aio_volume_service_server::AioVolumeServiceServer;
 use proto::storage::frontend_nvme_service_server::FrontendNvmeServiceServer;
 use proto::storage::frontend_virtio_blk_service_server::FrontendVirtioBlkServiceServer;
@@ -87,6 +88,7 @@ pub async fn serve(
         .add_service(service!(AioVolumeServiceServer))
         .add_service(service!(InventoryServiceServer))
         .add_service(service!(FaultVolumeServiceServer))
+        .add_service(service!(NamespaceMaskServiceServer))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(health_service);

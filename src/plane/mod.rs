@@ -21,7 +21,7 @@ use frontend::tcp::{Target, TargetConfig};
 use crate::control::plane::fault::Faults;
 use crate::control::plane::{
     ControllerConfig, Counters, DataPlane, Failure, Maxima, NamespaceConfig, PathConfig, PlaneError,
-    PlaneResult, Promised, RemoteConfig, RemoteNamespace, SubsystemConfig,
+    PlaneResult, Promised, RemoteConfig, RemoteNamespace, SubsystemConfig, Viewers,
 };
 use remotes::RemoteEntry;
 use subsystems::SubsystemEntry;
@@ -199,6 +199,12 @@ impl DataPlane for Plane {
 
     fn remove_namespace(&self, subsystem: &str, nsid: u32) -> PlaneResult<()> {
         self.subsystem(subsystem)?.remove_namespace(nsid)
+    }
+
+    fn mask_namespace(&self, subsystem: &str, nsid: u32, viewers: Option<&Viewers>) -> PlaneResult<()> {
+        self.subsystem(subsystem)?.mask_namespace(nsid, viewers)?;
+        self.pass_a_turn();
+        Ok(())
     }
 
     fn namespace_counters(&self, subsystem: &str, nsid: u32) -> PlaneResult<Counters> {

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use engine::Volume;
 use frontend::tcp::{MAX_IO_QUEUES, Target};
 use frontend::vfio_user::{Handle, Options, Server, socket_path};
-use frontend::{Drain, MAX_NAMESPACES, Namespace, Power, Subsystem};
+use frontend::{Drain, MAX_NAMESPACES, Namespace, Power, Subsystem, Viewer};
 use nvme_proto::nqn::DISCOVERY_NQN;
 
 use super::convert::{nqn, refuse, subsystem, system};
 use super::{Doorbells, Plane, lock};
 use crate::control::plane::{
     ControllerConfig, Counters, Endpoint, Failure, NamespaceConfig, PlaneError, PlaneResult, SubsystemConfig,
+    Viewers,
 };
 
 /// How long I/O may take to end when what it goes through is taken away.
@@ -226,17 +227,15 @@ impl SubsystemEntry {
     }
 
     pub(super) fn add_namespace(&self, config: &NamespaceConfig) -> PlaneResult<()> {
-        let NamespaceConfig { nsid, uuid, nguid, eui64, ref volume, ref reservations } = *config;
+        let NamespaceConfig { nsid, uuid, nguid, eui64, ref volume, ref reservations, hidden } = *config;
         let before = Counters::from(&volume.stats().snapshot());
         let mut namespaces = lock(&self.namespaces);
         if namespaces.contains_key(&nsid) {
             return refuse(Failure::Exists, format!("nsid {nsid} is in use"));
         }
         let namespace = Namespace { nsid, uuid, nguid, eui64, volume: volume.clone() };
-        let added = match reservations {
-            Some(kept) => self.subsystem.add_persistent_namespace(namespace, kept.clone()),
-            None => self.subsystem.add_namespace(namespace),
-        };
+        let nobody = hidden.then(|| [].into());
+        let added = self.subsystem.add_masked_namespace(namespace, reservations.clone(), nobody);
         added.map_err(subsystem)?;
         namespaces.insert(nsid, Shown { volume: volume.clone(), before, going: None });
         Ok(())
@@ -258,6 +257,25 @@ impl SubsystemEntry {
         }
         namespaces.remove(&nsid);
         Ok(())
+    }
+
+    /// Shows a namespace to these alone, or to all.
+    pub(super) fn mask_namespace(&self, nsid: u32, viewers: Option<&Viewers>) -> PlaneResult<()> {
+        let mask = viewers.map(|viewers| self.mask(viewers)).transpose()?;
+        self.subsystem.mask_namespace(nsid, mask.map(Into::into)).map_err(subsystem)
+    }
+
+    fn mask(&self, Viewers { hosts, controllers }: &Viewers) -> PlaneResult<Vec<Viewer>> {
+        let exposed = lock(&self.controllers);
+        let controller = |name: &String| match exposed.get(name) {
+            Some(Exposed::Pcie(handle)) => Ok(Viewer::Controller(handle.controller().cntlid())),
+            Some(Exposed::Tcp(_)) => {
+                refuse(Failure::Invalid, format!("controller {name} is none of vfio-user"))
+            }
+            None => refuse(Failure::Precondition, format!("there is no controller {name}")),
+        };
+        let hosts = hosts.iter().map(|host| nqn("hostnqn", host).map(Viewer::Host));
+        hosts.chain(controllers.iter().map(controller)).collect()
     }
 
     /// What was done to the namespace's volume since hosts see it.

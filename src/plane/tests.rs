@@ -70,6 +70,7 @@ fn namespace(nsid: u32, volume: Arc<dyn Volume>) -> NamespaceConfig {
         eui64: [0; 8],
         volume,
         reservations: None,
+        hidden: false,
     }
 }
 
@@ -195,6 +196,37 @@ fn a_volume_s_faults_are_its_own() {
     assert_eq!(plane.unflushed(&faulty).unwrap(), 0);
     assert!(!house.plane.shut_down(Duration::from_secs(5)), "the last flush tells of the loss");
     house.shards.stop();
+}
+
+#[test]
+fn a_hidden_namespace_is_seen_by_whom_its_mask_names() {
+    let house = House::new();
+    let plane = &house.plane;
+    house.subsystem("subsys");
+    let hidden = NamespaceConfig { hidden: true, ..namespace(1, plane.malloc(512, 8).unwrap()) };
+    plane.add_namespace("subsys", &hidden).unwrap();
+    plane.add_controller("subsys", "one", &controller(pcie(0, false))).unwrap();
+    plane.add_controller("subsys", "two", &controller(pcie(0, true))).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    plane.add_controller("subsys", "tcp", &controller(Endpoint::Tcp(port))).unwrap();
+    let options = || vfio_user::Options { max_transfer: 4096, queues: 1, depth: 8 };
+    let connect = |socket| vfio_user::Controller::connect(&house.socket(socket), options()).unwrap();
+    let (mut one, mut two) = (connect("subsys"), connect("subsys.two"));
+    let mut see = || [&mut one, &mut two].map(|controller| controller.namespaces().unwrap().len());
+    assert_eq!(see(), [0, 0]);
+    let of = |name: &str| Viewers { hosts: Vec::new(), controllers: vec![name.into()] };
+    let mask = |viewers: Option<&Viewers>| plane.mask_namespace("subsys", 1, viewers);
+    mask(Some(&of("two"))).unwrap();
+    assert_eq!(see(), [0, 1]);
+    assert_eq!(failure(mask(Some(&of("tcp")))), Failure::Invalid);
+    assert_eq!(failure(mask(Some(&of("none")))), Failure::Precondition);
+    assert_eq!(failure(mask(Some(&Viewers { hosts: vec!["x".into()], ..of("one") }))), Failure::Invalid);
+    assert_eq!(see(), [0, 1], "what is refused changes nothing");
+    assert_eq!(failure(plane.mask_namespace("subsys", 2, None)), Failure::Precondition);
+    mask(None).unwrap();
+    assert_eq!(see(), [1, 1]);
+    drop((one, two));
+    house.end();
 }
 
 #[test]

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use proto::isthmus::fault_volume_service_client::FaultVolumeServiceClient;
+use proto::isthmus::namespace_mask_service_client::NamespaceMaskServiceClient;
 use proto::isthmus::{
-    CreateFaultVolumeRequest, CutPowerRequest, FaultVolume, StatsFaultVolumeRequest,
-    StatsFaultVolumeResponse, UpdateFaultVolumeRequest,
+    CreateFaultVolumeRequest, CreateNamespaceMaskRequest, CutPowerRequest, DeleteNamespaceMaskRequest,
+    FaultVolume, NamespaceMask, StatsFaultVolumeRequest, StatsFaultVolumeResponse, UpdateFaultVolumeRequest,
+    UpdateNamespaceMaskRequest,
 };
 use proto::storage as opi;
 use proto::storage::aio_volume_service_client::AioVolumeServiceClient;
@@ -128,6 +130,31 @@ impl Grpc {
     /// Cuts the power of a volume with faults.
     pub fn cut_power(&self, id: &str, seed: u64) -> Result<(), Status> {
         self.wait(self.fault().cut_power(CutPowerRequest { name: format!("volumes/{id}"), seed }))
+    }
+
+    fn masks(&self) -> NamespaceMaskServiceClient<Channel> {
+        NamespaceMaskServiceClient::new(self.channel.clone())
+    }
+
+    /// Shows a namespace to some alone.
+    pub fn mask(&self, id: &str, mask: NamespaceMask) -> Result<NamespaceMask, Status> {
+        let (namespace_mask, namespace_mask_id) = (Some(mask), id.into());
+        let request = CreateNamespaceMaskRequest { namespace_mask, namespace_mask_id };
+        self.wait(self.masks().create_namespace_mask(request))
+    }
+
+    /// Shows a namespace to others.
+    pub fn set_mask(&self, id: &str, mask: NamespaceMask) -> Result<NamespaceMask, Status> {
+        let namespace_mask = Some(NamespaceMask { name: format!("namespaceMasks/{id}"), ..mask });
+        let request = UpdateNamespaceMaskRequest { namespace_mask, ..Default::default() };
+        self.wait(self.masks().update_namespace_mask(request))
+    }
+
+    /// Shows a namespace to all again.
+    pub fn delete_mask(&self, id: &str) -> Result<(), Status> {
+        let name = format!("namespaceMasks/{id}");
+        let request = DeleteNamespaceMaskRequest { name, ..Default::default() };
+        self.wait(self.masks().delete_namespace_mask(request))
     }
 
     fn frontend(&self) -> FrontendNvmeServiceClient<Channel> {

@@ -12,19 +12,24 @@ const DEPTH: u16 = 8;
 
 /// Connects to namespace 1 of a subsystem over loopback TCP, with digests.
 pub fn connect_tcp(port: u16, nqn: &str) -> (tcp::Controller, tcp::IoQueue) {
+    let mut controller = connect_tcp_as("nqn.2024-01.com.example:host", 3, port, nqn);
+    let queue = controller.io_queue(1).unwrap();
+    (controller, queue)
+}
+
+/// Connects to a subsystem over loopback TCP as the host of that name and identifier.
+pub fn connect_tcp_as(hostnqn: &str, id: u8, port: u16, nqn: &str) -> tcp::Controller {
     let options = tcp::Options {
         subnqn: Nqn::new(nqn).unwrap(),
-        hostnqn: Nqn::new("nqn.2024-01.com.example:host").unwrap(),
-        hostid: [3; 16],
+        hostnqn: Nqn::new(hostnqn).unwrap(),
+        hostid: [id; 16],
         digests: tcp::Digests { header: true, data: true },
         max_transfer: 64 << 10,
         queues: 1,
         depth: DEPTH,
         kato: 0,
     };
-    let mut controller = tcp::Controller::connect(SocketAddr::from(([127, 0, 0, 1], port)), options).unwrap();
-    let queue = controller.io_queue(1).unwrap();
-    (controller, queue)
+    tcp::Controller::connect(SocketAddr::from(([127, 0, 0, 1], port)), options).unwrap()
 }
 
 /// Connects to namespace `nsid` over vfio-user.

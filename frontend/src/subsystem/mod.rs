@@ -312,16 +312,18 @@ impl Subsystem {
         self.add(namespace, None, None)
     }
 
-    /// As [`Subsystem::add_namespace`], for a namespace that only some see. They are told when every shard has it.
+    /// As [`Subsystem::add_namespace`], for a namespace that only some see. They are told when every shard has it. Its
+    /// reservations are kept by `persist`, if there is one.
     ///
     /// # Errors
     /// As there.
     pub fn add_masked_namespace(
         self: &Arc<Self>,
         namespace: Namespace,
+        persist: Option<Arc<dyn Persist>>,
         mask: Mask,
     ) -> Result<(), SubsystemError> {
-        self.add(namespace, None, mask)
+        self.add(namespace, persist, mask)
     }
 
     /// As [`Subsystem::add_namespace`], with the reservations that `persist` has kept, and keeps from now on.

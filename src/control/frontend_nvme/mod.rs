@@ -20,6 +20,8 @@ use tonic::{Request, Response, Status};
 use super::object::Kind;
 use super::service::{Control, no_update};
 
+pub(super) use namespace::place;
+
 /// The collection of a subsystem's namespaces.
 const NAMESPACES: &str = "nvmeNamespaces";
 

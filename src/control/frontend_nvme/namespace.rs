@@ -45,6 +45,7 @@ impl Resource for NvmeNamespace {
             eui64: spec.eui64.to_be_bytes(),
             volume,
             reservations: Some(site.registry.reservations(site.uuid)),
+            hidden: site.registry.is_masked(site.name),
         };
         site.registry.plane().add_namespace(subsystem(site.name), &namespace)?;
         (spec.host_nsid, spec.uuid) = (nsid, uuid.to_string());
@@ -79,6 +80,12 @@ impl Nsid for NvmeNamespace {
     fn nsid(&self) -> Result<u32, Status> {
         self.spec.as_ref().map_or(0, |spec| spec.host_nsid).try_into().map_err(internal)
     }
+}
+
+/// Where a namespace is: its subsystem's identifier, and its NSID.
+pub(in crate::control) fn place(entry: &Entry) -> Result<(&str, u32), Status> {
+    let namespace = NvmeNamespace::of(&entry.object).ok_or_else(|| internal("an object of another kind"))?;
+    Ok((subsystem(&entry.name), namespace.nsid()?))
 }
 
 /// The subsystem's identifier in a namespace's name.

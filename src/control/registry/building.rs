@@ -1,8 +1,8 @@
 //! How objects come to be in the data plane, come to be again, and go.
 
 use std::cell::Cell;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -95,7 +95,7 @@ impl Registry {
     }
 
     /// Builds an object again that could not be built when the process began, with all that it stands on.
-    fn revive(&self, entry: &Arc<Entry>) -> Result<Arc<Entry>, Status> {
+    pub(super) fn revive(&self, entry: &Arc<Entry>) -> Result<Arc<Entry>, Status> {
         if entry.is_built() {
             return Ok(entry.clone());
         }
@@ -111,7 +111,28 @@ impl Registry {
         }
         tracing::info!(object = entry.name, "is available again");
         self.write().insert(revived.clone());
+        self.mask_again(&entry.name);
         Ok(revived)
+    }
+
+    /// Carries out the masks of a namespace or controller that is there again: until then the one is hidden from all,
+    /// and the other sees nothing that only some see.
+    fn mask_again(&self, name: &str) {
+        let _one_after_the_other = self.masking.lock().unwrap_or_else(PoisonError::into_inner);
+        for mask in self.users(name).into_iter().filter(|user| user.object.kind() == Kind::Mask) {
+            let again = self.restore(&mask.name, mask.record.clone(), Instant::now()).map_err(internal);
+            match again {
+                Ok(entry) => {
+                    if let Err(why) = &entry.built {
+                        tracing::error!(object = mask.name, "cannot be built again: {why}");
+                    }
+                    self.write().insert(Arc::new(entry));
+                }
+                Err(status) => {
+                    tracing::error!(object = mask.name, "cannot be built again: {}", status.message());
+                }
+            }
+        }
     }
 
     /// Builds an object again from its record; what another process holds is waited for until `cleared`.
@@ -166,6 +187,8 @@ impl Registry {
                 self.plane.close_volume(volume.clone()).map_err(Status::from)
             }
             Ok(None) => entry.object.dismantle(self, &entry.name),
+            // One that is there all the same would be hidden for ever.
+            Err(_) if entry.object.kind() == Kind::Mask => entry.object.dismantle(self, &entry.name),
             Err(_) => Ok(()),
         }
     }

@@ -7,7 +7,7 @@ use crate::control::names::{self, VolumeRef};
 use crate::control::object::{Claim, Kind, Object};
 
 impl Registry {
-    /// What an object needs: its parent, and the volume that it names.
+    /// What an object needs: its parent, the volume that it names, and what it refers to otherwise.
     pub(super) fn uses(&self, name: &str, declared: &Object) -> Result<Vec<String>, Status> {
         let mut uses = Vec::new();
         if let Some(parent_kind) = declared.kind().parent() {
@@ -29,6 +29,11 @@ impl Registry {
                 volume = limiter.name.clone();
             }
             uses.push(volume);
+        }
+        for (field, kind, name) in declared.references() {
+            let missing = |status: Status| Status::not_found(format!("{field}: {}", status.message()));
+            self.find(kind, name).map_err(missing)?;
+            uses.push(name.to_owned());
         }
         Ok(uses)
     }

@@ -8,8 +8,9 @@ mod building;
 mod meaning;
 mod objects;
 
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use engine::Volume;
@@ -56,7 +57,7 @@ impl Entry {
         }
     }
 
-    /// Names of the objects that it needs: its parent, the volume below.
+    /// Names of the objects that it needs: its parent, the volume below, what it refers to otherwise.
     pub fn uses(&self) -> &[String] {
         &self.record.uses
     }
@@ -81,6 +82,10 @@ pub(crate) struct Registry {
     locks: NameLocks,
     sequence: AtomicU64,
     schema: Schema,
+    /// While all is built again: the namespaces of which the masks are still to come.
+    unmasked: HashSet<String>,
+    /// Held by who carries masks out again.
+    masking: Mutex<()>,
 }
 
 impl Registry {
@@ -94,7 +99,9 @@ impl Registry {
         let last = records.last().map_or(0, |(_, record)| record.sequence);
         store.retain_reservations(|uuid| records.iter().any(|(_, r)| r.uuid == uuid.as_bytes()))?;
         let store = Arc::new(store);
-        let registry = Registry {
+        let masks = records.iter().filter(|(_, r)| r.kind == Kind::Mask.collection());
+        let unmasked = masks.filter_map(|(_, r)| r.uses.first().cloned()).collect();
+        let mut registry = Registry {
             plane,
             keeper: Keeper::new(&store)?,
             store,
@@ -102,6 +109,8 @@ impl Registry {
             locks: NameLocks::default(),
             sequence: AtomicU64::new(last + 1),
             schema,
+            unmasked,
+            masking: Mutex::default(),
         };
         let cleared = Instant::now() + if registry.was_killed() { CLEARING } else { Duration::ZERO };
         for (name, record) in records {
@@ -111,6 +120,7 @@ impl Registry {
             }
             registry.write().insert(Arc::new(entry));
         }
+        registry.unmasked.clear();
         let all: Vec<String> = registry.read().keys().cloned().collect();
         registry.release_unused(&all);
         Ok(registry)
@@ -179,6 +189,12 @@ impl Registry {
         self.read().users(name).cloned().collect()
     }
 
+    /// Whether only some may see the namespace of this name, or nobody yet.
+    pub fn is_masked(&self, name: &str) -> bool {
+        let masks = |user: &Arc<Entry>| user.object.kind() == Kind::Mask;
+        self.unmasked.contains(name) || self.read().users(name).any(masks)
+    }
+
     /// Declares an object that was validated. Declared again in the same words, it is returned as it is.
     pub fn create(&self, name: &str, declared: Object, secret: &Secret) -> Result<Object, Status> {
         let mut uses = Vec::new();
@@ -244,21 +260,44 @@ impl Registry {
     pub fn update<R: Declared>(
         &self,
         name: &str,
-        change: impl FnOnce(&R) -> Result<R, Status>,
+        change: impl Fn(&R) -> Result<R, Status>,
         apply: impl Fn(&R, &Entry) -> Result<(), Status>,
     ) -> Result<R, Status> {
-        let _held = self.locks.hold([name.to_owned()]);
+        let changed = |entry: &Entry| {
+            let old = R::of(&entry.object).ok_or_else(|| internal("an object of another kind"))?;
+            let mut new = change(old)?;
+            name.clone_into(new.name_mut());
+            Ok::<_, Status>((old.clone(), new))
+        };
+        // A reference to a volume keeps its meaning; others may be to other objects now.
+        let mut referred = None;
+        let _held = self.hold(|| {
+            let new: Object = changed(&*self.find(R::KIND, name)?)?.1.into();
+            if new.references().is_empty() {
+                return Ok(vec![name.to_owned()]);
+            }
+            let uses = self.uses(name, &new)?;
+            let touched = self.foundations(name, &uses);
+            referred = Some(uses);
+            Ok(touched)
+        })?;
+        for used in referred.iter().flatten().filter_map(|used| self.entry(used)) {
+            self.revive(&used)?;
+        }
         let entry = self.find(R::KIND, name)?;
-        let old = R::of(&entry.object).ok_or_else(|| internal("an object of another kind"))?;
-        let mut new = change(old)?;
-        name.clone_into(new.name_mut());
+        let (old, new) = changed(&entry)?;
         apply(&new, &entry)?;
         let mut declared = new.clone();
         declared.name_mut().clear();
         let mut record = entry.record.clone();
+        if let Some(uses) = referred {
+            record.uses = uses;
+            // Built again after what it needs now.
+            record.sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        }
         (record.declared, record.object) = (declared.into().encode(), new.clone().into().encode());
         if let Err(e) = self.store.put(name, &record) {
-            apply(old, &entry)?;
+            apply(&old, &entry)?;
             return Err(internal(e));
         }
         let changed = Entry {

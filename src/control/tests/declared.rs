@@ -2,7 +2,7 @@ use super::*;
 use crate::control::config::{Config, ConfigError};
 
 impl House {
-    async fn declare(&self, text: &str) -> Result<(), ConfigError> {
+    pub(super) async fn declare(&self, text: &str) -> Result<(), ConfigError> {
         let path = self.dir.path().join("objects.toml");
         std::fs::write(&path, text).unwrap();
         Config::read(&self.control, &path)?.apply(&self.control).await

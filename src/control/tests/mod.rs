@@ -1,5 +1,6 @@
 //! The control plane over a data plane that only keeps a log.
 
+mod access;
 mod declared;
 mod fault;
 mod nvme;

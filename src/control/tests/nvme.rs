@@ -4,7 +4,7 @@ use proto::storage::frontend_nvme_service_server::FrontendNvmeService as _;
 use proto::storage::nvme_controller_spec::Endpoint;
 use proto::storage::nvme_namespace_status::OperState;
 
-fn pcie() -> NvmeControllerSpec {
+pub(super) fn pcie() -> NvmeControllerSpec {
     let function = PciEndpoint { port_id: Some(0), physical_function: Some(1), virtual_function: Some(0) };
     NvmeControllerSpec {
         trtype: NvmeTransportType::Pcie.into(),
@@ -13,7 +13,7 @@ fn pcie() -> NvmeControllerSpec {
     }
 }
 
-fn tcp(traddr: &str) -> NvmeControllerSpec {
+pub(super) fn tcp(traddr: &str) -> NvmeControllerSpec {
     let adrfam = NvmeAddressFamily::Ipv4.into();
     let address = FabricsEndpoint { traddr: traddr.into(), trsvcid: "4420".into(), adrfam };
     NvmeControllerSpec {
@@ -24,7 +24,11 @@ fn tcp(traddr: &str) -> NvmeControllerSpec {
 }
 
 impl House {
-    async fn controller(&self, id: &str, spec: NvmeControllerSpec) -> Result<NvmeController, Status> {
+    pub(super) async fn controller(
+        &self,
+        id: &str,
+        spec: NvmeControllerSpec,
+    ) -> Result<NvmeController, Status> {
         let controller = NvmeController { spec: Some(spec), ..Default::default() };
         self.control.create("nvmeSubsystems/subsys", Some(controller), id).await
     }

@@ -30,12 +30,23 @@ const CHILDREN: [&str; 3] = ["one0", "two0", "three0"];
 async fn call(house: &House, numbers: &mut Numbers) -> Result<(), Status> {
     let (volume, below) = (numbers.one_of(&VOLUMES[..4]), numbers.one_of(&VOLUMES));
     let (subsystem, child) = (numbers.one_of(&SUBSYSTEMS), numbers.one_of(&CHILDREN));
-    match numbers.below(11) {
+    match numbers.below(13) {
         0 => house.malloc(volume, 64).await.map(drop),
         1 => house.encrypted(volume, below, &[1; 32]).await.map(drop),
         10 => {
             let faulty = proto::isthmus::FaultVolume { volume_name_ref: below.into(), ..Default::default() };
             house.control.create("", Some(faulty), volume).await.map(drop)
+        }
+        11 | 12 => {
+            let namespace_name_ref = format!("nvmeSubsystems/{subsystem}/nvmeNamespaces/{child}");
+            let named = format!("nvmeSubsystems/{subsystem}/nvmeControllers/{}", numbers.one_of(&CHILDREN));
+            let controller_name_refs = if numbers.below(2) == 0 { vec![named] } else { Vec::new() };
+            let mask = proto::isthmus::NamespaceMask {
+                namespace_name_ref,
+                controller_name_refs,
+                ..Default::default()
+            };
+            house.control.create("", Some(mask), child).await.map(drop)
         }
         2 => house.qos(volume, below, 5).await.map(drop),
         3 => house.subsystem(subsystem).await.map(drop),
@@ -81,6 +92,8 @@ fn standing(log: &[String]) -> BTreeMap<&'static str, i64> {
         ("remove namespace ", "namespace", -1),
         ("controller ", "controller", 1),
         ("remove controller ", "controller", -1),
+        ("mask ", "mask", 1),
+        ("unmask ", "mask", -1),
         ("path ", "path", 1),
         ("remove path ", "path", -1),
     ];
@@ -101,6 +114,7 @@ fn sort(kind: Kind) -> Option<&'static str> {
         Kind::Subsystem => Some("subsystem"),
         Kind::Namespace => Some("namespace"),
         Kind::Controller => Some("controller"),
+        Kind::Mask => Some("mask"),
         _ => Some("volume"),
     }
 }
@@ -140,6 +154,8 @@ async fn whatever_is_called_refused_and_restarted() {
                 "delete",
                 "remote volume",
                 "path",
+                "mask",
+                "unmask",
             ];
             // One thing fails at a time: what fails while another failure is undone is logged alone.
             match numbers.below(8) {

@@ -1,0 +1,114 @@
+//! A namespace that is shown to some hosts alone, declared over gRPC, through kills of the server.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::free_port;
+use common::grpc::Grpc;
+use common::host::{command, connect_tcp_as};
+use common::server::Server;
+use host::{Command, Kind, Queue, tcp, vfio_user};
+use nvme_proto::Status;
+use proto::isthmus::NamespaceMask;
+
+const NQN: &str = "nqn.2024-01.com.example:disk";
+const ALICE: &str = "nqn.2024-01.com.example:alice";
+const BOB: &str = "nqn.2024-01.com.example:bob";
+const PCIE: &str = "nvmeSubsystems/subsys0/nvmeControllers/pcie0";
+const WRITE: Command = Command { kind: Kind::Write { fua: false }, lba: 0, blocks: 1 };
+const READ: Command = Command { kind: Kind::Read, lba: 0, blocks: 1 };
+
+fn mask(hosts: &[&str], controllers: &[&str]) -> NamespaceMask {
+    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    NamespaceMask {
+        namespace_name_ref: "nvmeSubsystems/subsys0/nvmeNamespaces/name2".into(),
+        hostnqns: owned(hosts),
+        controller_name_refs: owned(controllers),
+        ..Default::default()
+    }
+}
+
+/// Two hosts over TCP and one over vfio-user.
+struct Hosts {
+    alice: tcp::Controller,
+    bob: tcp::Controller,
+    guest: vfio_user::Controller,
+}
+
+impl Hosts {
+    fn connect(server: &Server, port: u16) -> Self {
+        let options = vfio_user::Options { max_transfer: 64 << 10, queues: 2, depth: 8 };
+        Hosts {
+            alice: connect_tcp_as(ALICE, 1, port, NQN),
+            bob: connect_tcp_as(BOB, 2, port, NQN),
+            guest: vfio_user::Controller::connect(&server.path("ctrlr/subsys0/cntrl"), options).unwrap(),
+        }
+    }
+
+    /// The namespaces that each finds active.
+    fn see(&mut self) -> [Vec<u32>; 3] {
+        [self.alice.namespaces(), self.bob.namespaces(), self.guest.namespaces()].map(Result::unwrap)
+    }
+}
+
+#[test]
+fn a_namespace_is_shown_to_whom_its_mask_names() {
+    let mut server = Server::start(&["--shards", "2"]);
+    let grpc = Grpc::connect(server.grpc());
+    let port = free_port();
+    grpc.subsystem("subsys0", NQN).unwrap();
+    for nsid in [1, 2] {
+        let (volume, file) = (format!("file{nsid}"), format!("disk{nsid}"));
+        grpc.aio_volume(&volume, &server.aio_file(&file, 1 << 20), 512).unwrap();
+        grpc.namespace_at("subsys0", &format!("name{nsid}"), &volume, nsid).unwrap();
+    }
+    // Before any host can come.
+    grpc.mask("mask2", mask(&[ALICE], &[])).unwrap();
+    grpc.tcp_controller("subsys0", "tcp0", port).unwrap();
+    grpc.pcie_controller("subsys0", "pcie0").unwrap();
+    let (some, all) = (vec![1], vec![1, 2]);
+    let mut hosts = Hosts::connect(&server, port);
+    assert_eq!(hosts.see(), [all.clone(), some.clone(), some.clone()]);
+    assert!(hosts.bob.io_queue(2).is_err() && hosts.guest.io_queue(2).is_err());
+    let mut queue = hosts.alice.io_queue(2).unwrap();
+    queue.buffer(0).copy_in(0, &[7; 512]);
+    assert_eq!(command(&mut queue, WRITE), Status::SUCCESS);
+
+    drop((queue, hosts));
+    server.kill();
+    server.launch();
+    let grpc = Grpc::connect(server.grpc());
+    let mut hosts = Hosts::connect(&server, port);
+    assert_eq!(hosts.see(), [all.clone(), some.clone(), some.clone()]);
+
+    // It goes over to the others, away from who is at it.
+    let mut queue = hosts.alice.io_queue(2).unwrap();
+    assert_eq!(command(&mut queue, READ), Status::SUCCESS);
+    grpc.set_mask("mask2", mask(&[BOB], &[PCIE])).unwrap();
+    assert_eq!(hosts.see(), [some.clone(), all.clone(), all.clone()]);
+    for gone in [READ, WRITE] {
+        assert_eq!(command(&mut queue, gone), Status::INVALID_FIELD.dnr(), "the namespace is inactive");
+    }
+    let mut theirs = hosts.bob.io_queue(2).unwrap();
+    assert_eq!(command(&mut theirs, READ), Status::SUCCESS);
+    let mut bytes = [0; 512];
+    theirs.buffer(0).copy_out(0, &mut bytes);
+    assert_eq!(bytes, [7; 512]);
+    let mut guests = hosts.guest.io_queue(2).unwrap();
+    assert_eq!(command(&mut guests, READ), Status::SUCCESS);
+    drop((queue, theirs, guests, hosts));
+    server.kill();
+    server.launch();
+    let grpc = Grpc::connect(server.grpc());
+    let mut hosts = Hosts::connect(&server, port);
+    assert_eq!(hosts.see(), [some, all.clone(), all.clone()]);
+
+    grpc.delete_mask("mask2").unwrap();
+    assert_eq!(hosts.see(), [all.clone(), all.clone(), all.clone()]);
+    let mut queue = hosts.alice.io_queue(2).unwrap();
+    assert_eq!(command(&mut queue, READ), Status::SUCCESS);
+    drop((queue, hosts));
+    server.kill();
+    server.launch();
+    assert_eq!(Hosts::connect(&server, port).see(), [all.clone(), all.clone(), all]);
+}
