@@ -3,11 +3,14 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
 use common::free_port;
 use common::grpc::Grpc;
 use common::host::{command, connect_tcp_as};
 use common::server::Server;
-use host::{Command, Kind, Queue, tcp, vfio_user};
+use host::{Command, Done, Kind, Queue, tcp, vfio_user};
 use nvme_proto::Status;
 use proto::isthmus::NamespaceMask;
 
@@ -51,17 +54,22 @@ impl Hosts {
     }
 }
 
-#[test]
-fn a_namespace_is_shown_to_whom_its_mask_names() {
-    let mut server = Server::start(&["--shards", "2"]);
-    let grpc = Grpc::connect(server.grpc());
-    let port = free_port();
+/// Two namespaces on files, in a subsystem that no host can reach yet.
+fn declare(server: &Server, grpc: &Grpc) {
     grpc.subsystem("subsys0", NQN).unwrap();
     for nsid in [1, 2] {
         let (volume, file) = (format!("file{nsid}"), format!("disk{nsid}"));
         grpc.aio_volume(&volume, &server.aio_file(&file, 1 << 20), 512).unwrap();
         grpc.namespace_at("subsys0", &format!("name{nsid}"), &volume, nsid).unwrap();
     }
+}
+
+#[test]
+fn a_namespace_is_shown_to_whom_its_mask_names() {
+    let mut server = Server::start(&["--shards", "2"]);
+    let grpc = Grpc::connect(server.grpc());
+    let port = free_port();
+    declare(&server, &grpc);
     // Before any host can come.
     grpc.mask("mask2", mask(&[ALICE], &[])).unwrap();
     grpc.tcp_controller("subsys0", "tcp0", port).unwrap();
@@ -111,4 +119,70 @@ fn a_namespace_is_shown_to_whom_its_mask_names() {
     server.kill();
     server.launch();
     assert_eq!(Hosts::connect(&server, port).see(), [all.clone(), all.clone(), all]);
+}
+
+/// Ends the load, also when the test has failed.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn it_comes_and_goes_under_load() {
+    let server = Server::start(&["--shards", "2"]);
+    let grpc = Grpc::connect(server.grpc());
+    let port = free_port();
+    declare(&server, &grpc);
+    grpc.mask("mask2", mask(&[ALICE], &[])).unwrap();
+    grpc.tcp_controller("subsys0", "tcp0", port).unwrap();
+    let mut alice = connect_tcp_as(ALICE, 1, port, NQN);
+    let mut queue = alice.io_queue(2).unwrap();
+    let [done, refused] = [const { AtomicU32::new(0) }; 2];
+    let ended = AtomicBool::new(false);
+    let write = |queue: &mut dyn Queue| {
+        let mut free: Vec<u16> = (0..queue.depth()).collect();
+        let mut ends: Vec<Done> = Vec::new();
+        while !ended.load(Ordering::Relaxed) || free.len() < usize::from(queue.depth()) {
+            if !ended.load(Ordering::Relaxed) {
+                free.drain(..).for_each(|tag| queue.submit(tag, WRITE).unwrap());
+            }
+            queue.poll(&mut ends).unwrap();
+            for Done { tag, status } in ends.drain(..) {
+                match status.code() {
+                    Status::SUCCESS => done.fetch_add(1, Ordering::Relaxed),
+                    // Before it had begun, and on its way.
+                    Status::INVALID_FIELD | Status::INVALID_NAMESPACE_OR_FORMAT => {
+                        refused.fetch_add(1, Ordering::Relaxed)
+                    }
+                    other => panic!("{other}"),
+                };
+                free.push(tag);
+            }
+        }
+    };
+    // More of these than there are on their way.
+    let wait = |count: &AtomicU32| {
+        let (from, end) = (count.load(Ordering::Relaxed), Instant::now() + Duration::from_secs(60));
+        while count.load(Ordering::Relaxed) < from + 20 {
+            assert!(Instant::now() < end, "{done:?} {refused:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| write(&mut queue));
+        let _ends = Ends(&ended);
+        for _ in 0..20 {
+            wait(&done);
+            grpc.set_mask("mask2", mask(&[BOB], &[])).unwrap();
+            let before = done.load(Ordering::Relaxed);
+            wait(&refused);
+            // Those that had ended, and were not counted yet.
+            assert!(done.load(Ordering::Relaxed) <= before + 8, "what is hidden takes no more writes");
+            grpc.set_mask("mask2", mask(&[ALICE], &[])).unwrap();
+        }
+    });
+    assert_eq!(command(&mut queue, READ), Status::SUCCESS);
 }
