@@ -116,9 +116,19 @@ impl Cq {
         head.is_some() && head != Some(self.head.get()) && head != self.rejected.get()
     }
 
+    /// Entries, of which one stays empty.
+    pub fn entries(&self) -> u32 {
+        self.entries
+    }
+
     /// Whether [`Cq::reserve`] would succeed.
     pub fn has_room(&self) -> bool {
         self.free() > self.reserved.get()
+    }
+
+    /// Whether [`Cq::reserve`] would succeed so many times.
+    pub fn has_room_for(&self, entries: u32) -> bool {
+        self.free() >= self.reserved.get() + entries
     }
 
     /// Keeps an entry for a command; [`Cq::release`] or [`Cq::post`] gives it back.

@@ -24,6 +24,8 @@ pub(crate) const PAGE: u64 = 4096;
 const ENTRY: u64 = size_of::<Sqe>() as u64;
 /// Commands that one queue fetches before another one's turn comes.
 const BATCH: usize = 32;
+/// FUSE of the first of a pair.
+const FUSED_FIRST: u8 = 1;
 
 /// A submission queue.
 pub(crate) struct Sq {
@@ -42,6 +44,9 @@ pub(crate) struct Sq {
     /// Commands that came by message and have not been executed yet; others are on their way.
     ahead: RefCell<VecDeque<Sqe>>,
     fetching: Cell<bool>,
+    /// The first of a fused pair was fetched, and a completion queue entry is reserved for the second too: else many
+    /// firsts could hold all entries and wait for seconds that find none.
+    second: Cell<bool>,
 }
 
 /// What is kept of a command.
@@ -67,6 +72,7 @@ impl Sq {
             blind: Cell::new(false),
             ahead: RefCell::default(),
             fetching: Cell::new(false),
+            second: Cell::new(false),
         }
     }
 
@@ -114,10 +120,38 @@ impl Sq {
     }
 
     fn cq_has_room(&self) -> bool {
-        self.cq.has_room() || {
+        let pair = self.ahead.borrow().front().is_some_and(|sqe| self.takes_two(sqe));
+        let wants = 1 + u32::from(pair) - u32::from(self.second.get());
+        self.cq.has_room_for(wants) || {
             self.function.look_at_head(&self.cq);
-            self.cq.has_room()
+            self.cq.has_room_for(wants)
         }
+    }
+
+    /// Whether it is the first of a fused pair.
+    fn begins_pair(&self, sqe: &Sqe) -> bool {
+        sqe.flags.fuse() == FUSED_FIRST && self.qid != 0
+    }
+
+    /// Whether it takes entries for both of a pair. Where there never will be two, it goes alone.
+    fn takes_two(&self, sqe: &Sqe) -> bool {
+        self.begins_pair(sqe) && self.cq.entries() > 2
+    }
+
+    /// The second of a pair does not come.
+    fn release_second(&self) {
+        if self.second.take() {
+            self.cq.release();
+        }
+    }
+
+    /// Reserves an entry for the second if this is the first of a pair. Without one it waits at the queue's head.
+    fn reserve_pair(&self, sqe: &Sqe) -> bool {
+        if !self.takes_two(sqe) {
+            return true;
+        }
+        self.second.set(self.cq.reserve());
+        self.second.get()
     }
 
     /// Fetches what there is and room for. Whether there was anything.
@@ -125,13 +159,28 @@ impl Sq {
         let sq = queue.transport();
         let mut any = false;
         for _ in 0..BATCH {
-            if sq.head.get() == sq.tail.get() || !queue.has_room() || !sq.cq.reserve() {
+            if sq.head.get() == sq.tail.get() || !queue.has_room() {
+                break;
+            }
+            let is_second = sq.second.take();
+            if !is_second && !sq.cq.reserve() {
                 break;
             }
             let Some(sqe) = sq.next(queue) else {
-                sq.cq.release();
+                match is_second {
+                    true => sq.second.set(true),
+                    false => sq.cq.release(),
+                }
                 break;
             };
+            if is_second && sq.begins_pair(&sqe) {
+                queue.break_pair();
+            }
+            if !sq.reserve_pair(&sqe) {
+                sq.ahead.borrow_mut().push_front(sqe);
+                sq.cq.release();
+                break;
+            }
             sq.head.set((sq.head.get() + 1) % sq.entries);
             any = true;
             let mut command = Fetched { reserved: true, staged: None };
@@ -146,10 +195,14 @@ impl Sq {
                 }
                 break;
             }
+            if sq.begins_pair(&sqe) && !sq.second.get() {
+                queue.break_pair();
+            }
         }
         if any && sq.head.get() == sq.tail.get() {
             // Both of a fused pair come with one write of the doorbell.
             queue.break_pair();
+            sq.release_second();
         }
         any
     }
@@ -299,6 +352,7 @@ impl Transport for Sq {
     fn closing(&self) {}
 
     fn closed(&self, queue: &Rc<Queue<Self>>) {
+        self.release_second();
         self.function.forget_queue(queue);
     }
 }

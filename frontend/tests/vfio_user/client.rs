@@ -117,6 +117,21 @@ pub fn ram_name() -> String {
     format!("ram-{}", std::thread::current().name().unwrap_or_default())
 }
 
+impl Queue {
+    /// One entry of a completion queue of so many is consumed.
+    pub fn wrap(&mut self, entries: u32) {
+        self.head += 1;
+        if self.head == entries {
+            (self.head, self.phase) = (0, !self.phase);
+        }
+    }
+
+    /// The next entry of the completion queue.
+    pub fn head(&self) -> u32 {
+        self.head
+    }
+}
+
 impl Client {
     /// Connects and shakes hands.
     pub fn connect(path: &Path) -> Self {

@@ -55,6 +55,57 @@ fn e27_fused_in_guest_memory() {
     }
 }
 
+#[test]
+fn e27_a_pair_needs_room_for_two_completions() {
+    let rig = Rig::new("fused-room", Doorbells::Trapped);
+    let mut c = rig.host();
+    // A completion queue that holds one, and two that share one that holds two.
+    let cqs = [(1u32, 2u32, 1u32), (2, 3, 2), (3, 3, 2)];
+    let mut queues = cqs.map(|(qid, entries, cq)| {
+        let q = c.create(qid as u16, 16);
+        if (qid, cq) != (3, 2) {
+            // Again, with another size.
+            for (opc, dptr, size) in
+                [(0u8, 0, 0), (4, 0, 0), (5, 0x20000 + u64::from(qid) * 0x20000, entries)]
+            {
+                let cdw10 = if opc == 5 { (size - 1) << 16 | qid } else { qid };
+                let sqe = Sqe { opc, dptr: [dptr, 0], cdw10, cdw11: qid << 16 | 3, ..Sqe::default() };
+                assert!(c.admin(sqe).status().is_success());
+            }
+        } else {
+            assert!(c.admin(Sqe { opc: 0, cdw10: qid, ..Sqe::default() }).status().is_success());
+        }
+        let (dptr, cdw10) = ([0x10000 + u64::from(qid) * 0x20000, 0], 15 << 16 | qid);
+        let sqe = Sqe { opc: 1, dptr, cdw10, cdw11: cq << 16 | 1, ..Sqe::default() };
+        assert!(c.admin(sqe).status().is_success());
+        q
+    });
+    let first = submit(&mut c, &mut queues[0], 3);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    for cid in first {
+        // Each is seen before the next has room: the second is one without a first then.
+        while c.peek(&queues[0]).is_none() {
+            assert!(std::time::Instant::now() < until, "{cid} is never answered");
+        }
+        let cqe = c.peek(&queues[0]).unwrap();
+        assert_eq!((cqe.cid, cqe.status()), (cid, Status::ABORTED_MISSING_FUSED));
+        queues[0].wrap(2);
+        c.ring(1, true, queues[0].head());
+    }
+    // Firsts that hold an entry each leave none for their seconds: all four are answered all the same.
+    let ([_, second, third], mut done) = (&mut queues, 0);
+    submit(&mut c, second, 5);
+    submit(&mut c, third, 7);
+    while done < 4 {
+        assert!(std::time::Instant::now() < until, "{done} of 4 are answered");
+        if c.peek(second).is_some_and(|cqe| cqe.status().is_success()) {
+            done += 1;
+            second.wrap(3);
+            c.ring(2, true, second.head());
+        }
+    }
+}
+
 const FAILED: Status = Status::ABORTED_FAILED_FUSED;
 const RAM_END: u64 = crate::client::RAM as u64;
 
