@@ -181,7 +181,9 @@ impl Lane {
 
     /// The connection that had a ghost's command is gone.
     pub fn ghost_lost(&self, ghost: Ghost) {
-        self.ghosts.borrow_mut().push(ghost);
+        if !self.is_closed() {
+            self.ghosts.borrow_mut().push(ghost);
+        }
     }
 
     /// Connects this shard's queue to a new association.
@@ -270,6 +272,7 @@ impl Lane {
         self.closed.set(true);
         self.disconnect();
         self.each(NamespaceChannel::close);
-        self.waiting.borrow_mut().clear();
+        // Each keeps its channel, and that this lane.
+        drop((self.waiting.take(), self.ghosts.take()));
     }
 }
