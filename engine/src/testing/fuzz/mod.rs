@@ -5,7 +5,7 @@
 //!
 //! Environment: `ISTHMUS_FUZZ_SECONDS` says how long (else 4 s, with `ISTHMUS_SOAK=1` 120 s), `ISTHMUS_SEED` where the
 //! random choices begin. `ISTHMUS_FUZZ_INPUT` names one file that is run alone; `ISTHMUS_FUZZ_KEEP` a directory to
-//! which inputs are written that showed something new.
+//! which those inputs are written in the end that together show the most.
 
 mod input;
 mod watch;
@@ -25,6 +25,8 @@ use crate::conformance::rng::Rng;
 
 /// Inputs that are kept to be mutated.
 const POOL: usize = 4096;
+/// Inputs that are written to a corpus.
+const KEPT: usize = 40;
 /// Runs after which a subject is made anew.
 const LIFE: u64 = 20_000;
 /// Runs until what a subject keeps for ever has been allocated.
@@ -120,10 +122,6 @@ pub fn fuzz<S: Subject>(name: &str, directory: &Path) {
             fuzzer.failed(input, &why);
         }
         if news > 0 {
-            if let Some(keep) = &keep {
-                let _ = fs::create_dir_all(keep);
-                let _ = fs::write(keep.join(format!("{:016x}.txt", hash(&input))), input.text());
-            }
             if pool.len() < POOL {
                 pool.push(input);
             } else {
@@ -152,6 +150,9 @@ pub fn fuzz<S: Subject>(name: &str, directory: &Path) {
             fail(&format!("{name}: the process grows: something leaks"));
         }
     }
+    if let Some(keep) = keep {
+        fuzzer.keep(&pool, &keep);
+    }
     fuzzer.close();
 }
 
@@ -179,6 +180,24 @@ impl<S: Subject> Fuzzer<S> {
         let before = self.known.len();
         self.known.extend(mem::take(&mut trace.seen));
         (ran.map_err(|panic| words(panic.as_ref())), self.known.len() - before)
+    }
+
+    /// Writes the inputs that together show the most, each with what it adds to those before it.
+    fn keep(&mut self, pool: &[Input], directory: &Path) {
+        let mut all = Vec::new();
+        for input in pool {
+            self.known.clear();
+            if self.run(input).0.is_ok() {
+                all.push((input, mem::take(&mut self.known)));
+            }
+        }
+        let _ = fs::create_dir_all(directory);
+        for _ in 0..KEPT {
+            all.sort_by_key(|(_, seen)| seen.len());
+            let Some((input, news)) = all.pop().filter(|(_, seen)| !seen.is_empty()) else { break };
+            all.iter_mut().for_each(|(_, seen)| seen.retain(|one| !news.contains(one)));
+            let _ = fs::write(directory.join(format!("{:016x}.txt", hash(input))), input.text());
+        }
     }
 
     /// Runs an input with a new subject.

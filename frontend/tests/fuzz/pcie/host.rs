@@ -27,7 +27,9 @@ pub const DATA: u64 = 0x10000;
 #[derive(Debug)]
 pub struct Pair {
     pub qid: u16,
-    pub entries: u32,
+    /// Of the submission queue, and of the completion queue.
+    entries: u32,
+    cq_entries: u32,
     pub tail: u32,
     pub head: u32,
     phase: bool,
@@ -41,10 +43,11 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub fn new(qid: u16, entries: u32) -> Self {
+    pub fn new(qid: u16, entries: u32, cq_entries: u32) -> Self {
         Pair {
             qid,
             entries,
+            cq_entries,
             tail: 0,
             head: 0,
             phase: true,
@@ -89,7 +92,7 @@ impl Pair {
         }
         trace.note(("cqe", self.qid == 0, cqe.status().code().0));
         self.head += 1;
-        if self.head == self.entries {
+        if self.head == self.cq_entries {
             (self.head, self.phase) = (0, !self.phase);
         }
         Some(cqe)

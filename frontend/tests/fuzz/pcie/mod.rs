@@ -57,6 +57,8 @@ struct Rested {
     /// Mappings of guests' memory.
     maps: usize,
     queues: usize,
+    /// Who has the subsystem.
+    owners: usize,
 }
 
 /// Runs what waits for a shard beside the shards.
@@ -205,20 +207,20 @@ impl House {
         false
     }
 
-    /// The commands that make a pair of queues with these entries.
-    fn create(qid: u16, entries: u32) -> [Sqe; 2] {
-        let size = (entries - 1) << 16 | u32::from(qid);
+    /// The commands that make a pair of queues with so many entries.
+    fn create(qid: u16, entries: u32, cq_entries: u32) -> [Sqe; 2] {
+        let size = |entries: u32| (entries - 1) << 16 | u32::from(qid);
         let cq = Sqe {
             opc: 5,
             dptr: [base(qid) + 0x1000, 0],
-            cdw10: size,
+            cdw10: size(cq_entries),
             cdw11: u32::from(qid) << 16 | 3,
             ..Sqe::default()
         };
         let sq = Sqe {
             opc: 1,
             dptr: [base(qid), 0],
-            cdw10: size,
+            cdw10: size(entries),
             cdw11: u32::from(qid) << 16 | 1,
             ..Sqe::default()
         };
@@ -231,11 +233,11 @@ impl House {
         assert_eq!(self.map(&mut client, &mut trace, 0, RAM as u64, true), 0);
         let doorbells = self.doorbells(&mut client, &mut trace).unwrap();
         assert!(self.enable(&mut client, &mut trace));
-        let mut neighbour = Neighbour { client, doorbells, pair: Pair::new(0, 16), turn: 0 };
-        for sqe in Self::create(1, 16) {
+        let mut neighbour = Neighbour { client, doorbells, pair: Pair::new(0, 16, 16), turn: 0 };
+        for sqe in Self::create(1, 16, 16) {
             self.neighbourly(&mut neighbour, sqe);
         }
-        neighbour.pair = Pair::new(1, 16);
+        neighbour.pair = Pair::new(1, 16, 16);
         self.neighbour.replace(Some(neighbour));
         self.neighbour_lives();
     }
@@ -280,6 +282,7 @@ impl House {
             in_flight: in_flight(&self.sim, SHARDS),
             maps: maps.lines().filter(|line| line.contains(RAM_NAME)).count(),
             queues: self.attacked.controllers().iter().map(|c| c.queue_count()).sum(),
+            owners: Arc::strong_count(&self.attacked),
         }
     }
 

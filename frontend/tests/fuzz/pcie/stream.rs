@@ -321,7 +321,7 @@ impl Run<'_> {
             house.map(&mut client, trace, 0, DATA, shared);
             house.map(&mut client, trace, DATA, RAM as u64, !r.rarely(3));
             if house.enable(&mut client, trace) {
-                let mut admin = Pair::new(0, 16);
+                let mut admin = Pair::new(0, 16, 16);
                 let identify = Sqe { opc: 6, cdw10: 1, dptr: [DATA, 0], ..Sqe::default() };
                 admin.place(&client, identify);
                 admin.told += 1;

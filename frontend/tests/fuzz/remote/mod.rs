@@ -179,8 +179,10 @@ impl Subject for Initiator {
             run.act(record);
             run.on.pump();
         }
+        let remote = Arc::downgrade(&run.remote);
         run.end();
         self.come_to_rest();
+        assert_eq!(remote.strong_count(), 0, "something keeps a remote that is closed");
         let (neighbour, lba) = (self.neighbour.clone(), self.serial % 64 * 40);
         assert!(self.works(&neighbour, SECRET, lba), "the neighbour's remote does not work");
     }

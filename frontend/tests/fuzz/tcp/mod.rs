@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use engine::Sim;
 use engine::testing::fuzz::{Input, Record, Subject, Trace};
-use frontend::Subsystem;
 use frontend::tcp::{Reason, Target, TargetConfig};
+use frontend::{Local, Subsystem};
 use nvme_proto::dptr::{SglDescriptor, SglSubtype, SglType};
 use nvme_proto::fabrics::{CNTLID_DYNAMIC, Cattr, Connect, ConnectData, Property};
 use nvme_proto::nqn::DISCOVERY_NQN;
@@ -49,6 +49,8 @@ pub struct Streams {
 struct Rested {
     descriptors: usize,
     in_flight: Vec<usize>,
+    /// Who has the subsystem.
+    owners: usize,
 }
 
 /// A run in progress.
@@ -153,7 +155,8 @@ impl Streams {
     }
 
     fn rest(&self) -> Rested {
-        Rested { descriptors: descriptors(), in_flight: in_flight(&self.sim, SHARDS) }
+        let owners = Arc::strong_count(&self.attacked);
+        Rested { descriptors: descriptors(), in_flight: in_flight(&self.sim, SHARDS), owners }
     }
 
     /// Everything of a run is gone, or it never will be.
@@ -193,6 +196,8 @@ impl Subject for Streams {
         let rested = Rested::default();
         let mut new = Streams { sim, target, attacked, neighbours, addr, neighbour: None, serial: 0, rested };
         new.admit_neighbour();
+        // What each shard makes for the first host that comes.
+        (0..SHARDS).for_each(|id| new.sim.on(id, |shard| drop(Local::of(&new.attacked, shard))));
         new.rested = new.rest();
         new
     }
