@@ -4,9 +4,10 @@ use std::error::Error;
 use std::path::PathBuf;
 
 /// The files that declare services; they import the others.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "inventory/inventory.proto",
     "isthmus/access.proto",
+    "isthmus/ana.proto",
     "isthmus/fault.proto",
     "storage/backend_aio.proto",
     "storage/backend_malloc.proto",

@@ -16,7 +16,9 @@ mod subsystem;
 pub mod tcp;
 pub mod vfio_user;
 
-pub use controller::{AttachError, Config, Controller, Host, Port, QueueLink, QueueToken, Shared};
+pub use controller::{
+    AccessState, AttachError, Config, Controller, Host, Port, QueueLink, QueueToken, Shared, Way,
+};
 pub use namespace::{Attachment, Drain, Namespace, Protection};
 pub use pcie::Doorbells;
 pub use queue::{

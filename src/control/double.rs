@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use engine::{Channel, Limits, Shard, Volume, VolumeStats};
+use frontend::AccessState;
 
 use super::plane::*;
 
@@ -198,12 +199,21 @@ impl DataPlane for Double {
             return Err(PlaneError::new(Failure::Invalid, "only port 0 is supported for vfiouser"));
         }
         let further = matches!(config.endpoint, Endpoint::Pcie { further: true, .. });
-        self.call(format!("controller {subsystem} {controller}{}", if further { " further" } else { "" }))?;
+        let access = match config.ana {
+            AccessState::Optimized => String::new(),
+            other => format!(" {other:?}"),
+        };
+        let further = if further { " further" } else { "" };
+        self.call(format!("controller {subsystem} {controller}{further}{access}"))?;
         Ok(matches!(config.endpoint, Endpoint::Pcie { .. }).then(|| config.cntlid.unwrap_or(9)))
     }
 
     fn remove_controller(&self, subsystem: &str, controller: &str) -> PlaneResult<()> {
         self.call(format!("remove controller {subsystem} {controller}"))
+    }
+
+    fn set_ana(&self, subsystem: &str, controller: &str, state: AccessState) -> PlaneResult<()> {
+        self.call(format!("ana {subsystem} {controller} {state:?}"))
     }
 
     fn controller_counters(&self, _subsystem: &str, _controller: &str) -> PlaneResult<Counters> {

@@ -6,6 +6,7 @@
 mod access;
 mod address;
 mod aio;
+mod ana;
 pub mod config;
 #[cfg(test)]
 mod double;

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use engine::Volume;
+use frontend::AccessState;
 use prost::{DecodeError, Message as _};
 use tonic::Status;
 
@@ -43,6 +44,8 @@ pub(crate) struct Site<'a> {
     pub below: Option<Arc<Entry>>,
     /// See [`Record`](super::store::Record); a new object's is decided when it is built.
     pub further: Cell<Option<bool>>,
+    /// How well a controller reaches its namespaces.
+    pub ana: AccessState,
 }
 
 impl Site<'_> {

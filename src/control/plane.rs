@@ -8,6 +8,7 @@ use std::sync::Arc;
 use engine::Volume;
 use engine::stats::{Kind, Snapshot, Sums};
 use fault::Faults;
+use frontend::AccessState;
 pub use middleend::{Maxima, fault};
 
 /// The data plane: volumes, the subsystems that show them, and the remote controllers that hold them.
@@ -83,6 +84,9 @@ pub trait DataPlane: Send + Sync + 'static {
 
     /// Closes a controller and ends the connections that came through it.
     fn remove_controller(&self, subsystem: &str, controller: &str) -> PlaneResult<()>;
+
+    /// Sets how well hosts reach the namespaces through a controller; when this returns, every shard has heard.
+    fn set_ana(&self, subsystem: &str, controller: &str, state: AccessState) -> PlaneResult<()>;
 
     /// Counters of what came through a controller.
     fn controller_counters(&self, subsystem: &str, controller: &str) -> PlaneResult<Counters>;
@@ -220,6 +224,8 @@ pub struct ControllerConfig {
     pub cntlid: Option<u16>,
     /// Most I/O queue pairs; `None` for what the data plane takes by default.
     pub io_queues: Option<u16>,
+    /// How well hosts reach the namespaces through it.
+    pub ana: AccessState,
 }
 
 /// Where hosts find a controller.

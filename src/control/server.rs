@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use proto::inventory::inventory_service_server::InventoryServiceServer;
+use proto::isthmus::ana_service_server::AnaServiceServer;
 use proto::isthmus::fault_volume_service_server::FaultVolumeServiceServer;
 use proto::isthmus::namespace_mask_service_server::NamespaceMaskServiceServer;
 use proto::storage::aio_volume_service_server::AioVolumeServiceServer;
@@ -89,6 +90,7 @@ pub async fn serve(
         .add_service(service!(InventoryServiceServer))
         .add_service(service!(FaultVolumeServiceServer))
         .add_service(service!(NamespaceMaskServiceServer))
+        .add_service(service!(AnaServiceServer))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(health_service);

@@ -97,6 +97,9 @@ pub(crate) struct Record {
     /// Of a vfio-user controller: whether its socket has a name of its own, since another has the subsystem's.
     #[prost(bool, optional, tag = "9")]
     pub further: Option<bool>,
+    /// Of a controller: its ANA state, since it was set, as the API numbers it.
+    #[prost(int32, optional, tag = "10")]
+    pub ana: Option<i32>,
 }
 
 /// Limits of a volume as they are kept.

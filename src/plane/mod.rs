@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::{ShardHandle, Volume};
+use frontend::AccessState;
 use frontend::tcp::{Target, TargetConfig};
 
 use crate::control::plane::fault::Faults;
@@ -222,6 +223,12 @@ impl DataPlane for Plane {
 
     fn remove_controller(&self, subsystem: &str, controller: &str) -> PlaneResult<()> {
         self.close_controller(subsystem, controller)
+    }
+
+    fn set_ana(&self, subsystem: &str, controller: &str, state: AccessState) -> PlaneResult<()> {
+        self.subsystem(subsystem)?.set_ana(controller, state, &self.target)?;
+        self.pass_a_turn();
+        Ok(())
     }
 
     fn controller_counters(&self, subsystem: &str, controller: &str) -> PlaneResult<Counters> {

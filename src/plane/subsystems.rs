@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use engine::Volume;
 use frontend::tcp::{MAX_IO_QUEUES, Target};
 use frontend::vfio_user::{Handle, Options, Server, socket_path};
-use frontend::{Drain, MAX_NAMESPACES, Namespace, Power, Subsystem, Viewer};
+use frontend::{AccessState, Drain, MAX_NAMESPACES, Namespace, Power, Subsystem, Viewer};
 use nvme_proto::nqn::DISCOVERY_NQN;
 
 use super::convert::{nqn, refuse, subsystem, system};
@@ -133,6 +133,7 @@ impl Plane {
                 (Exposed::Pcie(handle), Some(cntlid))
             }
         };
+        entry.set_exposed_ana(&exposed, config.ana, &self.target);
         controllers.insert(name.to_owned(), exposed);
         Ok(cntlid)
     }
@@ -283,6 +284,25 @@ impl SubsystemEntry {
         match lock(&self.namespaces).get(&nsid) {
             Some(shown) => Ok(since(&shown.before, &Counters::from(&shown.volume.stats().snapshot()))),
             None => refuse(Failure::Precondition, format!("there is no namespace {nsid}")),
+        }
+    }
+
+    /// Sets how well hosts reach the namespaces through a controller.
+    pub(super) fn set_ana(&self, name: &str, state: AccessState, target: &Target) -> PlaneResult<()> {
+        let set = match lock(&self.controllers).get(name) {
+            Some(exposed) => self.set_exposed_ana(exposed, state, target),
+            None => false,
+        };
+        if set { Ok(()) } else { refuse(Failure::Precondition, format!("there is no controller {name}")) }
+    }
+
+    fn set_exposed_ana(&self, exposed: &Exposed, state: AccessState, target: &Target) -> bool {
+        match exposed {
+            Exposed::Tcp(address) => target.set_access(*address, self.subsystem.nqn(), state),
+            Exposed::Pcie(handle) => {
+                handle.controller().set_access(state);
+                true
+            }
         }
     }
 

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use crate::control::plane::Endpoint;
 use engine::{Config, Shards};
+use frontend::AccessState;
 use host::{Kind, Queue, vfio_user};
 use middleend::{FaultVolume, Faults};
 
@@ -79,7 +80,7 @@ fn pcie(port: u32, further: bool) -> Endpoint {
 }
 
 fn controller(endpoint: Endpoint) -> ControllerConfig {
-    ControllerConfig { endpoint, cntlid: None, io_queues: None }
+    ControllerConfig { endpoint, cntlid: None, io_queues: None, ana: AccessState::default() }
 }
 
 /// Writes a block as a host does.

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use proto::isthmus::ana_service_client::AnaServiceClient;
 use proto::isthmus::fault_volume_service_client::FaultVolumeServiceClient;
 use proto::isthmus::namespace_mask_service_client::NamespaceMaskServiceClient;
 use proto::isthmus::{
-    CreateFaultVolumeRequest, CreateNamespaceMaskRequest, CutPowerRequest, DeleteNamespaceMaskRequest,
-    FaultVolume, NamespaceMask, StatsFaultVolumeRequest, StatsFaultVolumeResponse, UpdateFaultVolumeRequest,
-    UpdateNamespaceMaskRequest,
+    Ana, AnaState, CreateFaultVolumeRequest, CreateNamespaceMaskRequest, CutPowerRequest,
+    DeleteNamespaceMaskRequest, FaultVolume, GetAnaStateRequest, NamespaceMask, SetAnaStateRequest,
+    StatsFaultVolumeRequest, StatsFaultVolumeResponse, UpdateFaultVolumeRequest, UpdateNamespaceMaskRequest,
 };
 use proto::storage as opi;
 use proto::storage::aio_volume_service_client::AioVolumeServiceClient;
@@ -223,6 +224,21 @@ impl Grpc {
         let stats =
             self.wait(self.frontend().stats_nvme_controller(opi::StatsNvmeControllerRequest { name }));
         Ok(stats?.stats.unwrap())
+    }
+
+    /// Sets how well hosts reach the namespaces through a controller.
+    pub fn set_ana(&self, subsystem: &str, id: &str, state: AnaState) -> Result<Ana, Status> {
+        let name = format!("nvmeSubsystems/{subsystem}/nvmeControllers/{id}");
+        let request = SetAnaStateRequest { name, state: state.into() };
+        self.wait(AnaServiceClient::new(self.channel.clone()).set_ana_state(request))
+    }
+
+    /// How well hosts reach the namespaces through a controller.
+    pub fn ana(&self, subsystem: &str, id: &str) -> Result<AnaState, Status> {
+        let name = format!("nvmeSubsystems/{subsystem}/nvmeControllers/{id}");
+        let request = GetAnaStateRequest { name };
+        let ana = self.wait(AnaServiceClient::new(self.channel.clone()).get_ana_state(request));
+        ana.map(|ana| ana.state())
     }
 
     /// A controller on a vfio-user socket.

@@ -6,7 +6,7 @@ use nvme_proto::log::GetLogPage;
 use nvme_proto::opcode::AdminOpcode;
 use nvme_proto::{Sqe, Status};
 
-use super::Controller;
+use super::{Controller, INACCESSIBLE};
 use crate::queue::{AdminQueue, Outcome, Reply, Ticket};
 
 impl Controller {
@@ -17,6 +17,9 @@ impl Controller {
         }
         if sqe.flags.fuse() != 0 {
             return Status::INVALID_FIELD.dnr().into();
+        }
+        if self.is_withheld(sqe) {
+            return INACCESSIBLE.into();
         }
         let done = match sqe.admin() {
             AdminOpcode::Identify => self.identify(sqe).map(Outcome::ToHost),

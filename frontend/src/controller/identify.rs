@@ -59,7 +59,7 @@ impl Controller {
             Cns::Controller => self.identify_controller().as_bytes().to_vec(),
             // Every namespace that is allocated is attached to every controller that may know of it.
             Cns::Namespace | Cns::AllocatedNamespace => match self.known(sqe.nsid)? {
-                Some(attachment) => identify_namespace(&attachment).as_bytes().to_vec(),
+                Some(attachment) => self.identify_namespace(&attachment).as_bytes().to_vec(),
                 None => vec![0; IDENTIFY_LEN],
             },
             Cns::ActiveNamespaces | Cns::AllocatedNamespaces => self.active_namespaces(sqe.nsid)?,
@@ -200,9 +200,13 @@ impl Controller {
             return id;
         }
         id.cmic = id.cmic.with_anars(true);
-        id.anacap = Anacap::new().with_optimized(true).with_group_fixed(true);
+        id.anacap = Anacap::new()
+            .with_optimized(true)
+            .with_non_optimized(true)
+            .with_inaccessible(true)
+            .with_group_fixed(true);
         (id.anagrpmax, id.nanagrpid) = (GROUP, 1);
-        // No state ever changes, so no change takes longer than a second.
+        // A change is at once, which is no longer than a second.
         id.anatt = 1;
         (id.crdt1, id.crdt2) = (RETRY_DELAY, away::DELAY);
         id.nwpc = WRITE_PROTECTION;
@@ -224,6 +228,15 @@ impl Controller {
         }
         // A power state must have a power: 25 W, in 10 mW.
         id.psd[0].mp = 2500;
+        id
+    }
+
+    fn identify_namespace(&self, attachment: &Attachment) -> IdentifyNamespace {
+        let mut id = identify_namespace(attachment);
+        if self.shared.is_inaccessible() {
+            // What is used is not known by this way (8.1.1.6). The size is, and hosts drop a namespace without one.
+            (id.nuse, id.nvmcap) = (0, 0.into());
+        }
         id
     }
 }

@@ -144,6 +144,7 @@ impl Controller {
                 self.edit(|r| r.csts = Csts::new().with_nssro(r.csts.nssro()));
                 self.forget_events();
                 self.forget_features();
+                self.forget_access_changes();
                 self.port().disabled();
                 if self.registers().cc.en() {
                     self.enable();

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use crate::subsystem::{Local, Seen, Subsystem, SubsystemError};
 use abort::Aborts;
+use ana::Ana;
 use engine::{Shard, Task, VolumeStats};
 use events::Events;
 use features::{Features, Protecting};
@@ -35,6 +36,8 @@ use register::Registers;
 use reservation::Notices;
 
 pub use abort::AbortAnswer;
+pub(crate) use ana::INACCESSIBLE;
+pub use ana::{AccessState, Way};
 pub(crate) use errors::Failure;
 pub use shared::{AttachError, Host, QueueLink, QueueToken, Shared};
 
@@ -92,6 +95,11 @@ pub trait Port {
         Arc::default()
     }
 
+    /// The way by which the controller is; by default it is its own.
+    fn way(&self) -> Arc<Way> {
+        Arc::default()
+    }
+
     /// Interrupt vectors that the host may use.
     fn vectors(&self) -> u16 {
         0
@@ -124,6 +132,7 @@ pub struct Controller {
     registers: RefCell<Registers>,
     phase: Cell<Phase>,
     keep_alive: KeepAlive,
+    ana: Cell<Ana>,
     features: RefCell<Features>,
     events: RefCell<Events>,
     aborts: Aborts,
@@ -147,9 +156,9 @@ impl Controller {
         host: Option<Host>,
         port: Box<dyn Port>,
     ) -> Result<Rc<Self>, SubsystemError> {
-        let (home, stats) = (shard.handle(), port.stats());
+        let (home, stats, way) = (shard.handle(), port.stats(), port.way());
         let shared = subsystem.admit(config.cntlid, config.fabrics, |cntlid| {
-            Arc::new(Shared::new(cntlid, subsystem.clone(), host, home, config.max_io_queues, stats))
+            Arc::new(Shared::new(cntlid, subsystem.clone(), host, home, config.max_io_queues, stats, way))
         })?;
         let controller = Rc::new(Controller {
             local: Seen::new(&Local::of(subsystem, shard), shared.viewer()),
@@ -158,6 +167,7 @@ impl Controller {
             registers: RefCell::default(),
             phase: Cell::new(Phase::Disabled),
             keep_alive: KeepAlive::default(),
+            ana: Cell::default(),
             features: RefCell::new(Features::new(shared.host().map(|h| h.id))),
             events: RefCell::default(),
             aborts: Aborts::default(),
@@ -168,6 +178,7 @@ impl Controller {
             shared: shared.clone(),
         });
         shard.put_local(shared.key(), controller.clone());
+        controller.begin_access();
         controller.set_kato(config.kato);
         Ok(controller)
     }

@@ -10,7 +10,7 @@ use nvme_proto::{Nqn, Status};
 
 use super::busy::Busy;
 use super::errors::ErrorLog;
-use super::{AbortAnswer, Controller};
+use super::{AbortAnswer, Controller, Way};
 use crate::subsystem::{HostId, Identity, Subsystem, Viewer};
 use nvme_proto::log::ReservationNotificationType;
 
@@ -73,6 +73,9 @@ pub struct Shared {
     ending: AtomicBool,
     /// Host Behavior Support: ACRE.
     retry_delay: AtomicBool,
+    /// Its namespaces are inaccessible.
+    inaccessible: AtomicBool,
+    way: Arc<Way>,
     errors: ErrorLog,
     busy: Busy,
     stats: Arc<VolumeStats>,
@@ -87,6 +90,7 @@ impl Shared {
         home: ShardHandle,
         io_queues: u16,
         stats: Arc<VolumeStats>,
+        way: Arc<Way>,
     ) -> Self {
         let identity = Identity::default();
         identity.set(host.and_then(|host| HostId::new(host.id, true)));
@@ -100,6 +104,8 @@ impl Shared {
             traffic: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             retry_delay: AtomicBool::new(false),
+            inaccessible: AtomicBool::new(false),
+            way,
             errors: ErrorLog::default(),
             busy: Busy::default(),
             stats,
@@ -159,6 +165,21 @@ impl Shared {
 
     pub(super) fn set_retry_delay(&self, on: bool) {
         self.retry_delay.store(on, Ordering::Relaxed);
+    }
+
+    /// The way by which it is.
+    pub fn way(&self) -> &Arc<Way> {
+        &self.way
+    }
+
+    /// Whether commands on its namespaces are refused.
+    #[inline]
+    pub(crate) fn is_inaccessible(&self) -> bool {
+        self.inaccessible.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_inaccessible(&self, is: bool) {
+        self.inaccessible.store(is, Ordering::Relaxed);
     }
 
     /// Commands that failed.

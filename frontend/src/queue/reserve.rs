@@ -13,6 +13,7 @@ use nvme_proto::{Sqe, Status};
 
 use super::slot::{Pending, Pieces, Stage, Work};
 use super::{Direction, Outcome, Queue, Ticket, Transport};
+use crate::controller::INACCESSIBLE;
 use crate::namespace::Attachment;
 use crate::subsystem::{Ask, Command, Hold, HostId, Member, Viewer};
 
@@ -44,6 +45,9 @@ impl<T: Transport> Queue<T> {
         attachment: &Rc<Attachment>,
         data: &[u8],
     ) {
+        if self.shared.is_inaccessible() {
+            return self.end(ticket, INACCESSIBLE.into());
+        }
         let (host, command) = match (self.reserver(), command(sqe, data)) {
             (Ok(host), Ok(command)) => (host, command),
             (Err(status), _) | (_, Err(status)) => return self.end(ticket, status.dnr().into()),

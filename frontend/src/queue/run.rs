@@ -10,7 +10,7 @@ use nvme_proto::{Sqe, Status};
 
 use super::slot::{Pending, Pieces, Released, Stage, Work};
 use super::{Completion, Data, Direction, Outcome, Queue, Reply, Ticket, Transport};
-use crate::controller::{AbortAnswer, Failure};
+use crate::controller::{AbortAnswer, Failure, INACCESSIBLE};
 use crate::namespace::{Attachment, Protection};
 use crate::nvm::{self, Blocks, Command};
 
@@ -74,6 +74,7 @@ impl<T: Transport> Queue<T> {
         };
         match nvm::parse(sqe, &attachment.limits, crate::controller::MAX_TRANSFER) {
             Err(status) => self.end(ticket, status.into()),
+            Ok(_) if self.shared.is_inaccessible() => self.end(ticket, INACCESSIBLE.into()),
             Ok(_) if !attachment.permits(&self.shared, sqe.nvm()) => {
                 self.end(ticket, Status::RESERVATION_CONFLICT.dnr().into());
             }
@@ -228,6 +229,9 @@ impl<T: Transport> Queue<T> {
             && let Err(status) = self.check_again(&work)
         {
             return self.end(ticket, status.into());
+        }
+        if self.shared.is_inaccessible() {
+            return self.end(ticket, INACCESSIBLE.into());
         }
         if work.attachment.is_fenced() && !self.may_still(ticket, &work) {
             return self.end(ticket, Status::RESERVATION_CONFLICT.dnr().into());

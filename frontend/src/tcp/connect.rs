@@ -19,7 +19,7 @@ use super::discovery::DiscoveryPort;
 use super::reject::Reason;
 use super::transfer::Wire;
 use super::{IN_CAPSULE, IOCCSZ, Inner, MAX_QUEUE_ENTRIES, Shown};
-use crate::controller::{AttachError, Config, Controller, Host, Port};
+use crate::controller::{AttachError, Config, Controller, Host, Port, Way};
 use crate::queue::{Queue, QueueConfig};
 use crate::subsystem::{Local, Subsystem, SubsystemError};
 
@@ -157,6 +157,7 @@ impl Connection {
                 target: self.home.target.clone(),
                 peer: self.peer,
                 stats: self.listening.stats(subsystem.nqn()),
+                way: shown.way.clone(),
             }),
         };
         let controller =
@@ -242,6 +243,7 @@ struct FabricsPort {
     target: Arc<Inner>,
     peer: SocketAddr,
     stats: Arc<VolumeStats>,
+    way: Arc<Way>,
 }
 
 impl Port for FabricsPort {
@@ -251,5 +253,9 @@ impl Port for FabricsPort {
 
     fn stats(&self) -> Arc<VolumeStats> {
         self.stats.clone()
+    }
+
+    fn way(&self) -> Arc<Way> {
+        self.way.clone()
     }
 }

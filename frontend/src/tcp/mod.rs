@@ -28,6 +28,7 @@ use engine::{ShardHandle, VolumeStats};
 use nvme_proto::Nqn;
 use nvme_proto::nqn::DISCOVERY_NQN;
 
+use crate::controller::{AccessState, Way};
 use crate::subsystem::{Subsystem, SubsystemConfig, SubsystemError};
 use listener::Listener;
 use shard::ShardTarget;
@@ -90,6 +91,8 @@ struct Shown {
     subsystem: Arc<Subsystem>,
     /// I/O queues that a controller has there at most.
     max_io_queues: u16,
+    /// What all controllers there have in common.
+    way: Arc<Way>,
 }
 
 /// What a listener shows to hosts.
@@ -118,7 +121,8 @@ impl Listening {
     /// The subsystem of that name, or the discovery service.
     fn find(&self, nqn: &Nqn, target: &Inner) -> Option<Shown> {
         if nqn.as_str() == DISCOVERY_NQN {
-            return Some(Shown { subsystem: target.discovery.clone(), max_io_queues: 0 });
+            let (subsystem, way) = (target.discovery.clone(), Arc::default());
+            return Some(Shown { subsystem, max_io_queues: 0, way });
         }
         self.subsystems().iter().find(|s| s.subsystem.nqn() == nqn).cloned()
     }
@@ -220,9 +224,10 @@ impl Target {
         };
         if let Some(listener) = listeners.get(&addr) {
             let mut subsystems = listener.listening.subsystems();
-            subsystems.retain(|s| s.subsystem.nqn() != subsystem.nqn());
+            let before = subsystems.iter().position(|s| s.subsystem.nqn() == subsystem.nqn());
+            let way = before.map(|at| subsystems.remove(at).way).unwrap_or_default();
             let max_io_queues = max_io_queues.clamp(1, MAX_IO_QUEUES);
-            subsystems.push(Shown { subsystem: subsystem.clone(), max_io_queues });
+            subsystems.push(Shown { subsystem: subsystem.clone(), max_io_queues, way });
         }
         self.0.changed(|host| subsystem.allows(host));
         Ok(addr)
@@ -294,6 +299,17 @@ impl Target {
             .iter()
             .any(|s| s.subsystem.nqn() == nqn)
             .then(|| listening.stats(nqn).snapshot())
+    }
+
+    /// Sets how well hosts that come to a subsystem by an address reach its namespaces. Whether it is shown there.
+    pub fn set_access(&self, addr: SocketAddr, nqn: &Nqn, state: AccessState) -> bool {
+        let listeners = self.0.listeners();
+        let Some(listener) = listeners.get(&addr) else { return false };
+        let shown = listener.listening.subsystems().iter().find(|s| s.subsystem.nqn() == nqn).cloned();
+        if let Some(shown) = &shown {
+            shown.way.set(&shown.subsystem, state);
+        }
+        shown.is_some()
     }
 
     /// Why hosts were turned away, and how often.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use engine::Volume;
+use frontend::AccessState;
 use proto::storage::nvme_controller_spec::Endpoint as Asked;
 use proto::storage::{
     NvmeController, NvmeControllerSpec, NvmeControllerStatus, NvmeSubsystem, NvmeTransportType, PciEndpoint,
@@ -33,7 +34,7 @@ impl Resource for NvmeController {
 
     fn build(&mut self, site: &Site<'_>) -> Result<Option<Arc<dyn Volume>>, Status> {
         let spec = self.spec.get_or_insert_default();
-        let mut config = config(spec)?;
+        let mut config = ControllerConfig { ana: site.ana, ..config(spec)? };
         let parent = site.registry.find(Kind::Subsystem, names::parent(site.name))?;
         let one_host = NvmeSubsystem::of(&parent.object)
             .and_then(|subsystem| subsystem.spec.as_ref())
@@ -114,6 +115,7 @@ fn config(spec: &NvmeControllerSpec) -> Result<ControllerConfig, Status> {
         cntlid: cntlid(spec.nvme_controller_id.filter(|_| matches!(endpoint, Endpoint::Pcie { .. })))?,
         endpoint,
         io_queues: queues.into_iter().flatten().min(),
+        ana: AccessState::default(),
     })
 }
 

@@ -7,10 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::Limits;
+use frontend::AccessState;
 use tonic::Status;
 use uuid::Uuid;
 
 use super::{Entry, Registry, internal, is_busy, is_remote_namespace};
+use crate::control::ana;
 use crate::control::names;
 use crate::control::object::{Kind, Object, Site};
 use crate::control::secret::Secret;
@@ -76,6 +78,7 @@ impl Registry {
             uses: uses.to_vec(),
             promise: volume.as_ref().map(|volume| Promise::from(&volume.limits())),
             further,
+            ana: None,
         };
         let built = Ok(volume);
         let entry = Entry { name: name.to_owned(), object: object.clone(), uuid, record, built };
@@ -145,7 +148,8 @@ impl Registry {
         let promise = record.promise.as_ref().map(Limits::from);
         let mut rebuild = || {
             let secret = self.store.vault().unseal(&record.sealed, name).map_err(internal)?;
-            let site = self.site(name, uuid, promise.as_ref(), &secret, &declared, &record.uses);
+            let mut site = self.site(name, uuid, promise.as_ref(), &secret, &declared, &record.uses);
+            site.ana = ana::of_record(record.ana);
             site.further.set(record.further);
             let volume = object.build(&site)?;
             let (Some(volume), Some(promise)) = (&volume, &promise) else { return Ok(volume) };
@@ -176,7 +180,8 @@ impl Registry {
     ) -> Site<'a> {
         let below =
             uses.last().filter(|_| declared.volume_ref().is_some()).and_then(|below| self.entry(below));
-        Site { registry: self, name, uuid, promise, secret, below, further: Cell::new(None) }
+        let (further, ana) = (Cell::new(None), AccessState::default());
+        Site { registry: self, name, uuid, promise, secret, below, further, ana }
     }
 
     /// Takes an object out of the data plane.

@@ -4,6 +4,7 @@
 //! It holds the names of all objects that it touches, and either happens whole or is rolled back: an object is built in
 //! the data plane, then kept in the store, then shown to others; it goes the other way round. Reading never waits.
 
+mod ana;
 mod building;
 mod meaning;
 mod objects;

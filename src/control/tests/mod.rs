@@ -1,6 +1,7 @@
 //! The control plane over a data plane that only keeps a log.
 
 mod access;
+mod ana;
 mod declared;
 mod fault;
 mod nvme;
