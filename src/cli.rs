@@ -37,7 +37,7 @@ pub enum Command {
     /// Build the whole chain on this machine, drive it as a host would, and verify every byte.
     Demo(Demo),
     /// Load a controller (any vendor's) from user space and print what it does.
-    Bench(Bench),
+    Bench(Box<Bench>),
     /// List the subsystems that an NVMe/TCP discovery service offers.
     Discover(Discover),
     /// Show a subsystem's controller and namespaces.
@@ -197,10 +197,16 @@ pub struct Bench {
     /// Ask for data digests.
     #[arg(long)]
     pub ddgst: bool,
-    /// Namespace.
-    #[arg(long, default_value_t = 1, value_name = "NSID")]
-    pub nsid: u32,
-    /// What is done: read, write, randread, randwrite, rw, randrw.
+    /// Namespaces: the first disk that a job file names is the first of them, and so on.
+    #[arg(long, default_value = "1", value_delimiter = ',', value_name = "NSID")]
+    pub nsid: Vec<u32>,
+    /// Run fio's job file instead of the load that the flags describe.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pattern", "read_mix", "block_size", "depth", "queues", "verify", "size", "seed"])]
+    pub job: Option<PathBuf>,
+    /// Run only this section of the job file; may be repeated.
+    #[arg(long, value_name = "NAME", requires = "job")]
+    pub section: Vec<String>,
+    /// What is done: read, write, randread, randwrite, rw, randrw, trim, randtrim.
     #[arg(long, default_value = "randread", value_name = "PATTERN")]
     pub pattern: String,
     /// Percentage of reads in rw and randrw.
@@ -215,9 +221,9 @@ pub struct Bench {
     /// I/O queues.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub queues: u16,
-    /// Seconds to run.
-    #[arg(long, default_value_t = 5, value_name = "SECONDS")]
-    pub seconds: u64,
+    /// Seconds to run: 5, or what the job file says.
+    #[arg(long, value_name = "SECONDS")]
+    pub seconds: Option<u64>,
     /// Stamp what is written and check every byte that is read back.
     #[arg(long)]
     pub verify: bool,
@@ -227,18 +233,30 @@ pub struct Bench {
     /// Seed of everything random.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
+    /// Connect the queues, and ask nothing for the whole time.
+    #[arg(long, conflicts_with = "job")]
+    pub hold: bool,
     /// CPU to run the load on.
     #[arg(long, value_name = "CPU")]
     pub cpu: Option<usize>,
-    /// Process whose CPU time is reported beside the figures: the target's.
+    /// Process whose CPU time is reported beside the figures, where it is not the one that listens there.
     #[arg(long, value_name = "PID")]
     pub target_pid: Option<u32>,
-    /// Print the result as JSON.
-    #[arg(long)]
-    pub json: bool,
+    /// Print a table, or the JSON that fio prints.
+    #[arg(long, value_enum, default_value = "normal", value_name = "FORMAT")]
+    pub output_format: OutputFormat,
     /// Show no progress.
     #[arg(long)]
     pub quiet: bool,
+}
+
+/// How `bench` prints what it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutputFormat {
+    /// A table.
+    Normal,
+    /// fio's JSON.
+    Json,
 }
 
 /// Flags of `discover`.

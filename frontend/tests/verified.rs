@@ -52,8 +52,8 @@ fn ledger(block_size: u32) -> Ledger {
 fn load<Q: Queue>(queues: &mut [Q; 2], ledger: &mut Ledger, fresh: bool) {
     let small = queues[0].namespace().block_size as usize;
     let mut run = |random, reads, io_size, amount| {
-        let pattern = Pattern { random, reads };
-        let job = Job { pattern, io_size, range: None, amount, depth: DEPTH, seed: 3 };
+        let pattern = Pattern { random, reads, trims: false };
+        let job = Job { pattern, io_size, amount, depth: DEPTH, seed: 3, ..Job::default() };
         let mut queues = queues.each_mut().map(|queue| queue as &mut dyn Queue);
         workload::run(&mut queues, &job, Some(ledger), |_| true).unwrap().verified
     };

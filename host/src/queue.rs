@@ -39,6 +39,9 @@ pub trait Queue: Send {
     /// The buffer of `tag`, at least [`Queue::max_transfer`] bytes: filled before a write, read after a read.
     fn buffer(&self, tag: u16) -> &Sgl;
 
+    /// Nobody will look at what reads bring: where it has to be copied, it may be thrown away instead.
+    fn discard_reads(&mut self) {}
+
     /// Puts a command on the queue; [`Queue::poll`] sends it.
     ///
     /// # Errors

@@ -76,8 +76,14 @@ fn show(args: &cli::Demo, directory: &Path, stop: &AtomicBool) -> anyhow::Result
         ),
         ("read every block back", false, 100, large, Amount::Once),
     ] {
-        let job =
-            Job { pattern: Pattern { random, reads }, io_size, range: None, amount, depth: DEPTH, seed: 7 };
+        let job = Job {
+            pattern: Pattern { random, reads, trims: false },
+            io_size,
+            amount,
+            depth: DEPTH,
+            seed: 7,
+            ..Job::default()
+        };
         let report = stage(&mut queue, &job, Some(&mut ledger), what, stop)?;
         verified += report.verified;
         let (commands, mib) = (report.commands(), report.verified >> 20);
@@ -96,9 +102,9 @@ fn show(args: &cli::Demo, directory: &Path, stop: &AtomicBool) -> anyhow::Result
         ("4 KiB random read, depth 32", 100, DEPTH),
         ("4 KiB random write, depth 32", 0, DEPTH),
     ] {
-        let pattern = Pattern { random: true, reads };
+        let pattern = Pattern { random: true, reads, trims: false };
         let amount = Amount::Time(Duration::from_secs(args.seconds));
-        let job = Job { pattern, io_size: 4096, range: None, amount, depth, seed: 11 };
+        let job = Job { pattern, amount, depth, seed: 11, ..Job::default() };
         let (before, begin) = (cpu_time(bridge.pid()), Instant::now());
         // Writes are stamped here too, so that the disk stays one that can be verified.
         let report = stage(&mut queue, &job, Some(&mut ledger), what, stop)?;
@@ -117,12 +123,11 @@ fn show(args: &cli::Demo, directory: &Path, stop: &AtomicBool) -> anyhow::Result
     println!("  {:28} {:7} {:9} {:9} {:9}   {busy:4.1} %", "idle, connected", "", "", "", "");
 
     let job = Job {
-        pattern: Pattern { random: false, reads: 100 },
+        pattern: Pattern { random: false, reads: 100, trims: false },
         io_size: large,
-        range: None,
         amount: Amount::Once,
         depth: DEPTH,
-        seed: 0,
+        ..Job::default()
     };
     let last = stage(&mut queue, &job, Some(&mut ledger), "read every block back", stop)?;
     verified += last.verified;

@@ -42,8 +42,8 @@ pub fn connect_vfio_user(socket: &Path, nsid: u32) -> (vfio_user::Controller, vf
 
 /// Reads and writes, `reads` in a hundred of them reads, and verifies what is read; bytes verified.
 pub fn load(queue: &mut dyn Queue, ledger: &mut Ledger, reads: u8, random: bool, amount: Amount) -> u64 {
-    let pattern = Pattern { random, reads };
-    let job = Job { pattern, io_size: 16 << 10, range: None, amount, depth: DEPTH, seed: 5 };
+    let pattern = Pattern { random, reads, trims: false };
+    let job = Job { pattern, io_size: 16 << 10, amount, depth: DEPTH, seed: 5, ..Job::default() };
     workload::run(&mut [queue], &job, Some(ledger), |_| true).unwrap().verified
 }
 

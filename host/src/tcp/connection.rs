@@ -2,9 +2,12 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use engine::mem::Sgl;
+use nix::errno::Errno;
+use nix::sys::socket::MsgFlags;
 use nvme_proto::tcp::{CapsuleResp, CommonHdr, DataHdr, IcReq, IcResp, PduType, R2t, TermReq, dgst, flags};
 use nvme_proto::zerocopy::{FromBytes, IntoBytes};
 use nvme_proto::{Cqe, Sqe};
@@ -14,6 +17,8 @@ use crate::{Error, Result};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Received bytes that are looked at together.
 const CHUNK: usize = 256 << 10;
+/// PDUs that are received one after the other before what they ask for is sent.
+const BATCH: usize = 32;
 
 /// Which digests are asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +48,14 @@ pub struct Connection {
     digests: Digests,
     cpda: usize,
     maxh2cdata: usize,
+    /// Data of reads is thrown away by the kernel, and its digests are not looked at.
+    discard: bool,
+    /// Bytes of a data PDU that are still to be thrown away.
+    skip: usize,
+    /// The last PDU brought data, and so will the next: its header alone is received.
+    lean: bool,
+    /// What a receive that throws away may not touch, for its length.
+    nothing: Vec<u8>,
 }
 
 fn digest(parts: &[&[u8]]) -> [u8; 4] {
@@ -68,6 +81,10 @@ impl Connection {
             digests: Digests::default(),
             cpda: 0,
             maxh2cdata: 0,
+            discard: false,
+            skip: 0,
+            lean: false,
+            nothing: Vec::new(),
         };
         let want =
             (u8::from(digests.header) * dgst::HDGST_ENABLE) | (u8::from(digests.data) * dgst::DDGST_ENABLE);
@@ -115,13 +132,42 @@ impl Connection {
             self.out.clear();
             self.sent = 0;
         }
-        match self.stream.read(&mut self.input[self.have..]) {
+        self.receive()
+    }
+
+    /// Has the data of reads thrown away from now on.
+    pub(super) fn discard(&mut self) {
+        self.discard = true;
+        self.nothing = vec![0; 1 << 20];
+    }
+
+    /// Receives what is there, or what is needed of it. Whether anything arrived.
+    fn receive(&mut self) -> Result<bool> {
+        let mut any = false;
+        while self.skip > 0 {
+            let most = self.skip.min(self.nothing.len());
+            // tcp(7): with MSG_TRUNC the bytes are dropped from the queue, and not copied.
+            match nix::sys::socket::recv(
+                self.stream.as_raw_fd(),
+                &mut self.nothing[..most],
+                MsgFlags::MSG_TRUNC,
+            ) {
+                Ok(0) => return Err(Error::Protocol("the target closed the connection".into())),
+                Ok(n) => (self.skip, any) = (self.skip - n, true),
+                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(any),
+                Err(e) => return Err(Error::io("receive from the target")(e.into())),
+            }
+        }
+        // With data to come after it a header is received alone: 24 bytes, and its digest.
+        let header = if self.digests.header { 28 } else { 24 };
+        let end = if self.lean { (self.have / header + 1) * header } else { self.input.len() };
+        match self.stream.read(&mut self.input[self.have..end]) {
             Ok(0) => Err(Error::Protocol("the target closed the connection".into())),
             Ok(n) => {
                 self.have += n;
                 Ok(true)
             }
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(false),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(any),
             Err(e) => Err(Error::io("receive from the target")(e)),
         }
     }
@@ -185,16 +231,20 @@ impl Connection {
         buffer: impl Fn(u16) -> Option<(&'b Sgl, usize)>,
         events: &mut Vec<Event>,
     ) -> Result<()> {
-        if !self.transfer()? && self.have == 0 {
-            return Ok(());
-        }
-        let mut at = 0;
-        while let Some(used) = self.pdu(at, &buffer, events)? {
-            at += used;
-        }
-        self.consume(at);
-        if self.sent < self.out.len() || !events.is_empty() {
-            return Ok(());
+        let mut arrived = self.transfer()?;
+        // Where headers come one by one, as many as there are, so that what follows from them is one batch.
+        for _ in 0..BATCH {
+            let mut at = 0;
+            while self.skip == 0
+                && let Some(used) = self.pdu(at, &buffer, events)?
+            {
+                at += used;
+            }
+            self.consume(at);
+            if !self.lean || !arrived {
+                break;
+            }
+            arrived = self.receive()?;
         }
         Ok(())
     }
@@ -220,6 +270,10 @@ impl Connection {
             self.input.resize(plen + CHUNK, 0);
             return Ok(None);
         }
+        if self.discard && ch.pdu_type == PduType::C2hData {
+            return self.discarded(at, &ch, buffer, events);
+        }
+        self.lean = false;
         let Some(pdu) = bytes.get(..plen) else { return Ok(None) };
         if digest_len > 0 && pdu[hlen..hlen + 4] != digest(&[&pdu[..hlen]]) {
             return Err(Error::Protocol("a wrong header digest from the target".into()));
@@ -261,6 +315,30 @@ impl Connection {
             _ => return Err(malformed("PDU type")),
         }
         Ok(Some(plen))
+    }
+}
+
+impl Connection {
+    /// A data PDU that nobody looks at: its header, and as much of the rest as has arrived.
+    fn discarded<'b>(
+        &mut self,
+        at: usize,
+        ch: &CommonHdr,
+        buffer: &impl Fn(u16) -> Option<(&'b Sgl, usize)>,
+        events: &mut Vec<Event>,
+    ) -> Result<Option<usize>> {
+        let (plen, have) = (ch.plen as usize, self.have - at);
+        let Ok((data, _)) = DataHdr::read_from_prefix(&self.input[at..self.have]) else { return Ok(None) };
+        let (_, expected) = buffer(data.cccid).ok_or_else(|| malformed("C2HData for no command"))?;
+        if (data.datao as usize).checked_add(data.datal as usize).is_none_or(|end| end > expected) {
+            return Err(malformed("C2HData beyond its command"));
+        }
+        self.skip = plen.saturating_sub(have);
+        self.lean = true;
+        if ch.flags & flags::SUCCESS != 0 && ch.flags & flags::LAST_PDU != 0 {
+            events.push(Event::Response(Cqe { cid: data.cccid, ..Cqe::default() }));
+        }
+        Ok(Some(plen.min(have)))
     }
 }
 

@@ -7,7 +7,7 @@ use engine::mem::{Buf, Sgl};
 use nvme_proto::dptr::SglDescriptor;
 use nvme_proto::fabrics::{CNTLID_DYNAMIC, Cattr, Connect, ConnectData, Property};
 use nvme_proto::opcode::AdminOpcode;
-use nvme_proto::register::{Csts, offset};
+use nvme_proto::register::{Cap, Csts, offset};
 use nvme_proto::zerocopy::IntoBytes;
 use nvme_proto::{Cqe, Nqn, Sqe};
 
@@ -97,7 +97,10 @@ impl Controller {
         };
         this.property_set(offset::CC, 0x46_0001)?;
         let deadline = Instant::now() + PATIENCE;
-        while !Csts::from_bits(this.property_get(offset::CSTS)? as u32).rdy() {
+        // A queue of n entries holds n - 1 commands.
+        let cap = Cap::from_bits(this.property_get(offset::CAP, 1)?);
+        this.options.depth = this.options.depth.min(cap.mqes_z());
+        while !Csts::from_bits(this.property_get(offset::CSTS, 0)? as u32).rdy() {
             if Instant::now() > deadline {
                 return Err(Error::Timeout("CSTS.RDY"));
             }
@@ -128,8 +131,9 @@ impl Controller {
         call(&mut self.admin, "property set", &sqe, &Sgl::empty(), 0).map(drop)
     }
 
-    fn property_get(&mut self, offset: u32) -> Result<u64> {
-        let sqe = Property { offset, size: 0, value: 0 }.get(1);
+    /// A property of 4 bytes (`size` 0) or 8 (1).
+    fn property_get(&mut self, offset: u32, size: u8) -> Result<u64> {
+        let sqe = Property { offset, size, value: 0 }.get(1);
         Ok(call(&mut self.admin, "property get", &sqe, &Sgl::empty(), 0)?.result64())
     }
 

@@ -49,6 +49,10 @@ impl Queue for IoQueue {
         &self.buffers[usize::from(tag)]
     }
 
+    fn discard_reads(&mut self) {
+        self.connection.discard();
+    }
+
     fn submit(&mut self, tag: u16, command: Command) -> Result<()> {
         let mut sqe = command.sqe(tag, self.namespace.nsid);
         let len = command.data_len(self.namespace.block_size);

@@ -266,6 +266,12 @@ impl Client {
         Ok(Some(Arc::new(map)))
     }
 
+    /// The process that listened at the socket.
+    pub fn server_pid(&self) -> Option<u32> {
+        let peer = nix::sys::socket::getsockopt(&self.socket, nix::sys::socket::sockopt::PeerCredentials);
+        u32::try_from(peer.ok()?.pid()).ok().filter(|&pid| pid != 0)
+    }
+
     /// Whether the server has closed the connection.
     pub fn is_closed(&mut self) -> bool {
         if self.socket.set_nonblocking(true).is_err() {

@@ -95,6 +95,11 @@ impl Controller {
         self.client.clone()
     }
 
+    /// The process behind the controller.
+    pub fn server_pid(&self) -> Option<u32> {
+        self.with_client(|client| client.server_pid())
+    }
+
     /// Reads a register of 4 bytes.
     ///
     /// # Errors

@@ -12,12 +12,22 @@ pub struct Histogram {
     counts: Vec<u64>,
     total: u64,
     sum: u128,
+    /// Of the squares, for the deviation.
+    squares: f64,
+    min: u64,
     max: u64,
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Histogram { counts: vec![0; STEPS * (OCTAVES - 5)], total: 0, sum: 0, max: 0 }
+        Histogram {
+            counts: vec![0; STEPS * (OCTAVES - 5)],
+            total: 0,
+            sum: 0,
+            squares: 0.0,
+            min: u64::MAX,
+            max: 0,
+        }
     }
 }
 
@@ -45,6 +55,8 @@ impl Histogram {
         self.counts[bucket(ns)] += 1;
         self.total += 1;
         self.sum += u128::from(ns);
+        self.squares += ns as f64 * ns as f64;
+        self.min = self.min.min(ns);
         self.max = self.max.max(ns);
     }
 
@@ -55,6 +67,8 @@ impl Histogram {
         }
         self.total += other.total;
         self.sum += other.sum;
+        self.squares += other.squares;
+        self.min = self.min.min(other.min);
         self.max = self.max.max(other.max);
     }
 
@@ -66,6 +80,24 @@ impl Histogram {
     /// The mean; zero of none.
     pub fn mean(&self) -> Duration {
         Duration::from_nanos((self.sum / u128::from(self.total.max(1))) as u64)
+    }
+
+    /// The standard deviation, in nanoseconds; zero of none.
+    pub fn deviation(&self) -> f64 {
+        let n = self.total.max(1) as f64;
+        let mean = self.sum as f64 / n;
+        (self.squares / n - mean * mean).max(0.0).sqrt()
+    }
+
+    /// The smallest; zero of none.
+    pub fn min(&self) -> Duration {
+        Duration::from_nanos(if self.total == 0 { 0 } else { self.min })
+    }
+
+    /// How many were below `bound`.
+    pub fn below(&self, bound: Duration) -> u64 {
+        let bound = bound.as_nanos() as u64;
+        self.counts.iter().enumerate().take_while(|(i, _)| value(*i) < bound).map(|(_, n)| n).sum()
     }
 
     /// The largest.
@@ -101,7 +133,11 @@ mod tests {
             let got = h.percentile(share).as_secs_f64() * 1e6;
             assert!((got / us - 1.0).abs() < 0.02, "{share}: {got} µs");
         }
-        assert_eq!(h.max(), Duration::from_micros(10_000));
+        assert_eq!((h.min(), h.max()), (Duration::from_micros(1), Duration::from_micros(10_000)));
+        let below = h.below(Duration::from_micros(2500)) as f64;
+        assert!((below / 2500.0 - 1.0).abs() < 0.02, "{below}");
+        // Of equally spread numbers it is their range by the root of twelve.
+        assert!((h.deviation() / (10e6 / 12f64.sqrt()) - 1.0).abs() < 0.01, "{}", h.deviation());
         assert_eq!(Histogram::default().percentile(0.5), Duration::ZERO);
         h.record(Duration::from_secs(100_000));
     }

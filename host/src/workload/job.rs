@@ -4,20 +4,24 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// Order and direction of the I/O, by fio's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pattern {
     /// At random offsets, or one after the other.
     pub random: bool,
     /// Percentage of reads.
     pub reads: u8,
+    /// Nothing but Deallocate, in place of reads and writes.
+    pub trims: bool,
 }
 
 impl Pattern {
-    /// From fio's `rw=`: read, write, randread, randwrite, rw, randrw; `mix` is the percentage of reads in the last two.
+    /// From fio's `rw=`: read, write, randread, randwrite, rw, randrw, trim, randtrim; `mix` is the percentage of reads in
+    /// rw and randrw.
     ///
     /// # Errors
     /// A sentence with the names that there are.
     pub fn parse(name: &str, mix: u8) -> Result<Self, String> {
+        let trims = matches!(name, "trim" | "randtrim");
         let (random, reads) = match name {
             "read" => (false, 100),
             "write" => (false, 0),
@@ -25,13 +29,15 @@ impl Pattern {
             "randread" => (true, 100),
             "randwrite" => (true, 0),
             "randrw" => (true, mix),
+            "trim" => (false, 0),
+            "randtrim" => (true, 0),
             _ => {
                 return Err(format!(
-                    "`{name}` is no pattern: read, write, rw, randread, randwrite and randrw are"
+                    "`{name}` is no pattern: read, write, rw, randread, randwrite, randrw, trim and randtrim are"
                 ));
             }
         };
-        Ok(Pattern { random, reads: reads.min(100) })
+        Ok(Pattern { random, reads: reads.min(100), trims })
     }
 }
 
@@ -53,7 +59,9 @@ pub struct Job {
     pub pattern: Pattern,
     /// Bytes of each I/O: a multiple of the block size.
     pub io_size: usize,
-    /// Bytes of the namespace that are used, from its start; `None` for all.
+    /// Where in the namespace the bytes that are used begin: a multiple of the block size.
+    pub offset: u64,
+    /// How many bytes of the namespace are used; `None` for all from there on.
     pub range: Option<u64>,
     /// How much.
     pub amount: Amount,
@@ -61,6 +69,30 @@ pub struct Job {
     pub depth: u16,
     /// Seed of everything random.
     pub seed: u64,
+    /// Random places come each once before any comes again.
+    pub each_once: bool,
+    /// Commands a second, at most.
+    pub rate: Option<u64>,
+    /// At first so long goes by of which the report knows nothing; [`Amount::Time`] begins after it.
+    pub ramp: Duration,
+}
+
+impl Default for Job {
+    /// 4 KiB random reads for five seconds, one at a time.
+    fn default() -> Self {
+        Job {
+            pattern: Pattern { random: true, reads: 100, trims: false },
+            io_size: 4096,
+            offset: 0,
+            range: None,
+            amount: Amount::Time(Duration::from_secs(5)),
+            depth: 1,
+            seed: 1,
+            each_once: false,
+            rate: None,
+            ramp: Duration::ZERO,
+        }
+    }
 }
 
 /// A size such as `4096`, `4k`, `1m`, `2g`, in powers of 1024.
@@ -102,8 +134,9 @@ mod tests {
 
     #[test]
     fn patterns() {
-        assert_eq!(Pattern::parse("randrw", 70), Ok(Pattern { random: true, reads: 70 }));
-        assert_eq!(Pattern::parse("write", 70), Ok(Pattern { random: false, reads: 0 }));
-        assert!(Pattern::parse("trim", 0).is_err());
+        assert_eq!(Pattern::parse("randrw", 70), Ok(Pattern { random: true, reads: 70, trims: false }));
+        assert_eq!(Pattern::parse("write", 70), Ok(Pattern::default()));
+        assert_eq!(Pattern::parse("trim", 70), Ok(Pattern { trims: true, ..Pattern::default() }));
+        assert!(Pattern::parse("trimwrite", 0).is_err());
     }
 }
