@@ -4,6 +4,7 @@
 mod figures;
 mod instructions;
 mod peers;
+mod perf;
 mod process;
 mod report;
 mod suite;
@@ -45,6 +46,8 @@ enum Command {
     Lint,
     /// Takes first figures of the release build on this machine and prints docs/performance.md's table.
     Figures(figures::Options),
+    /// Measures this build, and a peer in turns with it, and writes a page with the ratios and the plots.
+    Perf(perf::Options),
     /// Counts the instructions that a command costs on each path, and compares them with benches/instructions.toml.
     Instructions(instructions::Options),
     /// Only fetches the peers; prints the directory that ISTHMUS_PEERS has to name.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Soak { seed } => suite::test(suite::Extent::Soak { seed: seed.unwrap_or_else(clock) }),
         Command::Lint => suite::lint(),
         Command::Figures(options) => suite::figures(&options),
+        Command::Perf(options) => suite::perf(&options),
         Command::Instructions(options) => suite::instructions(&options),
         Command::Peers => suite::peers(),
     };

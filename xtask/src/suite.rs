@@ -58,6 +58,19 @@ pub fn figures(options: &crate::figures::Options) -> Result<bool> {
     Ok(true)
 }
 
+/// Builds the program, unless another is named, and compares it.
+pub fn perf(options: &crate::perf::Options) -> Result<bool> {
+    let program = match options.ready() {
+        Some(program) => program,
+        None => {
+            run(cargo().args(["build", "--release", "--package", "isthmus"]))?;
+            target_directory()?.join("release/isthmus")
+        }
+    };
+    crate::perf::perf(&program, Path::new(ROOT), options)?;
+    Ok(true)
+}
+
 /// Counts instructions and compares them with the record.
 pub fn instructions(options: &instructions::Options) -> Result<bool> {
     let mut report = Report::new();
