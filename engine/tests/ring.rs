@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use engine::Sim;
-use engine::mem::{Access, Buf, GuestMemory, Mapping, Region, SglBuilder};
+use engine::mem::{Access, Buf, GuestMemory, Mapping, Region, Sgl};
 use engine::ring::{Completion, Fd, RingClient, RingOp, direct_alignment};
 use engine::testing::{bytes, filled};
 
@@ -64,11 +64,10 @@ fn what_the_kernel_does_not_take_at_once_is_a_short_result() {
     let map = Mapping::anonymous(1 << 20).unwrap();
     let region = Region::new(0, 1 << 20, true, true, Some(map)).unwrap();
     let guest = GuestMemory::default().with(region).unwrap();
-    let mut list = SglBuilder::default();
+    let mut sgl = Sgl::empty();
     for run in 0..1500 {
-        list.push(&guest, run * 16, 4, Access::Write).unwrap();
+        sgl.push_guest(&guest, run * 16, 4, Access::Write).unwrap();
     }
-    let sgl = list.finish();
     sgl.copy_in(0, &[1; 6000]);
     let sim = Sim::new(1).unwrap();
     let (ended, fd) = (Rc::new(Ended::default()), zeroes());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use engine::mem::{Access, Buf, GuestMemory, Mapping, Region, Sgl, SglBuilder};
+use engine::mem::{Access, Buf, GuestMemory, Mapping, Region, Sgl};
 use engine::ring::RingOp;
 use engine::testing::{Collector, bytes, filled};
 use engine::{
@@ -196,9 +196,9 @@ fn a_revoked_write_is_not_flushed_after() {
     let channel = open(&sim, 0, &volume);
     let c = Collector::new();
     for (tag, revoked) in [(1, true), (2, false), (3, true)] {
-        let mut memory = SglBuilder::default();
-        memory.push(&guest, 0, 512, Access::Read).unwrap();
-        sim.on(0, |_| c.submit(&channel, tag, Op::Write { fua: true }, 0, 1, memory.finish()));
+        let mut memory = Sgl::empty();
+        memory.push_guest(&guest, 0, 512, Access::Read).unwrap();
+        sim.on(0, |_| c.submit(&channel, tag, Op::Write { fua: true }, 0, 1, memory));
         let scope = match tag {
             1 => Scope::Io(IoId { origin: c.origin(), tag }),
             2 => Scope::Io(IoId { origin: c.origin(), tag: 99 }),

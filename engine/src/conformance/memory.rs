@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::rng::Rng;
-use crate::mem::{Access, Buf, GuestMemory, Mapping, Region, RegionId, Sgl, SglBuilder};
+use crate::mem::{Access, Buf, GuestMemory, Mapping, Region, RegionId, Sgl};
 
 /// Most runs in a list, and most bytes between two of them.
 const RUNS: usize = 12;
@@ -52,18 +52,18 @@ impl Memory {
         }
         let runs = if shape == 1 { 1 } else { 1 + rng.index(RUNS) };
         let mut gpa = self.regions[slot % 2].gpa() + (slot / 2) as u64 * self.arena;
-        let mut list = SglBuilder::default();
+        let mut list = Sgl::empty();
         let mut left = len;
         for run in 1..=runs {
             // A list of one run begins on a page, as most of a real host's do.
             gpa += if runs == 1 { 0 } else { 4 * rng.below(GAP / 4) };
             let n = if run == runs { left } else { (4 * rng.index(left / 2 + 1)).min(left) };
-            if n > 0 && list.push(&self.guest, gpa, n, Access::Write).is_err() {
+            if n > 0 && list.push_guest(&self.guest, gpa, n, Access::Write).is_err() {
                 break;
             }
             gpa += n as u64;
             left -= n;
         }
-        (list.finish(), None)
+        (list, None)
     }
 }

@@ -3,9 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use smallvec::SmallVec;
-
-use super::sgl::Owner;
 use super::{Mapping, Seg, Sgl};
 
 /// Names one region for as long as this process lives; never used twice.
@@ -129,12 +126,14 @@ impl GuestMemory {
     }
 
     /// The region that covers `gpa`.
+    #[inline]
     pub fn region_at(&self, gpa: u64) -> Option<&Arc<Region>> {
         let at = self.0.partition_point(|r| r.gpa <= gpa).checked_sub(1)?;
         Some(&self.0[at]).filter(|r| gpa < r.end())
     }
 
     /// The longest run at `gpa` of at most `len` bytes that lies in one region.
+    #[inline]
     fn run(&self, gpa: u64, len: usize, access: Access) -> Result<(&Arc<Region>, Seg), MemError> {
         let region = self.region_at(gpa).ok_or(MemError::Unmapped(gpa))?;
         let allowed = match access {
@@ -212,19 +211,16 @@ impl GuestMemory {
     }
 }
 
-/// Collects runs of guest memory into an [`Sgl`].
-#[derive(Debug, Default)]
-pub struct SglBuilder {
-    segs: SmallVec<[Seg; 3]>,
-    regions: SmallVec<[Arc<Region>; 1]>,
-}
-
-impl SglBuilder {
-    /// Adds `len` bytes at guest address `gpa`; runs that touch are joined.
+impl Sgl {
+    /// Adds `len` bytes at guest address `gpa`, for a device that does `access` to them; runs that touch are joined. The
+    /// list is of guest memory alone.
     ///
     /// # Errors
-    /// [`MemError`]; the builder then holds what came before.
-    pub fn push(
+    /// [`MemError`]; the list then holds what came before.
+    ///
+    /// # Panics
+    /// If the list has memory of another kind.
+    pub fn push_guest(
         &mut self,
         memory: &GuestMemory,
         gpa: u64,
@@ -235,33 +231,10 @@ impl SglBuilder {
         while done < len {
             let at = gpa.checked_add(done as u64).ok_or(MemError::Unmapped(gpa))?;
             let (region, seg) = memory.run(at, len - done, access)?;
-            if !self.regions.iter().any(|r| r.id == region.id) {
-                self.regions.push(region.clone());
-            }
-            match self.segs.last_mut() {
-                Some(last) if last.addr() + last.len() == seg.addr() && self.regions.len() == 1 => {
-                    *last = Seg::new(last.start(), last.len() + seg.len());
-                }
-                _ => self.segs.push(seg),
-            }
+            self.push_of(region, seg);
             done += seg.len();
         }
         Ok(())
-    }
-
-    /// Segments so far: what an I/O may have is bounded by its caller.
-    pub fn segments(&self) -> usize {
-        self.segs.len()
-    }
-
-    /// The list.
-    pub fn finish(mut self) -> Sgl {
-        let owner = match self.regions.len() {
-            0 => Owner::None,
-            1 => self.regions.pop().map_or(Owner::None, Owner::Region),
-            _ => Owner::Regions(self.regions.into_iter().collect()),
-        };
-        Sgl::of_parts(self.segs, owner)
     }
 }
 
@@ -307,21 +280,21 @@ mod tests {
     fn a_list_keeps_only_the_regions_it_touches() {
         let m = memory();
         let first = m.regions()[0].clone();
-        let mut b = SglBuilder::default();
-        b.push(&m, 0x1000, 16, Access::Read).unwrap();
-        b.push(&m, 0x1010, 16, Access::Read).unwrap();
-        assert_eq!(b.segments(), 1, "runs that touch are joined");
-        let one = b.finish();
+        let mut one = Sgl::empty();
+        one.push_guest(&m, 0x1000, 16, Access::Read).unwrap();
+        one.push_guest(&m, 0x1010, 16, Access::Read).unwrap();
+        assert_eq!((one.segs().len(), one.len()), (1, 32), "runs that touch are joined");
         assert!(one.touches(first.id()) && !one.touches(m.regions()[1].id()));
-        let mut b = SglBuilder::default();
-        b.push(&m, 0x1ff0, 32, Access::Write).unwrap();
-        let two = b.finish();
+        let mut two = Sgl::empty();
+        two.push_guest(&m, 0x1ff0, 32, Access::Write).unwrap();
         assert!(two.touches(first.id()) && two.touches(m.regions()[1].id()) && two.segs().len() == 2);
         let rest = m.without(first.id());
         drop(m);
         let m = rest;
         assert_eq!(m.load_u32(0x1000), Err(MemError::Unmapped(0x1000)));
         assert_eq!(Arc::strong_count(&first), 3, "this test and two lists");
+        two.clear();
+        assert_eq!((Arc::strong_count(&first), two.len()), (2, 0), "a list that was cleared keeps nothing");
     }
 
     #[test]

@@ -59,6 +59,16 @@ impl Mapping {
         Ok(Mapping { base: base.cast(), mapped: len, skip: 0, len, watch: None })
     }
 
+    /// Asks the kernel for huge pages, where it gives them to who asks (transparent ones, nothing is reserved): a large
+    /// mapping that is touched at random costs fewer misses of the translation buffer.
+    pub fn prefer_huge(&self) {
+        // SAFETY: advice about a mapping of ours; its contents stay.
+        let advised = unsafe { madvise(self.base.cast(), self.mapped, MmapAdvise::MADV_HUGEPAGE) };
+        if let Err(error) = advised {
+            tracing::debug!(%error, "no transparent huge pages");
+        }
+    }
+
     /// Bytes `offset .. offset + len` of `file`, shared with whoever else maps them, writable or not.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ mod sgl;
 mod sigbus;
 
 pub use buf::{Buf, pool_bytes};
-pub use guest::{Access, GuestMemory, MemError, Region, RegionId, SglBuilder};
+pub use guest::{Access, GuestMemory, MemError, Region, RegionId};
 pub use mapping::Mapping;
 pub use sgl::{Seg, Sgl};
 pub use sigbus::condemnations;

@@ -2,12 +2,19 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use smallvec::SmallVec;
 
 use super::guest::{Region, RegionId};
 use super::{Buf, Mapping};
+
+/// Bytes of a cache line.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
+/// Bytes that [`Sgl::prefetch`] asks for: enough to hide the miss in the translation buffer and the first of memory.
+#[cfg(target_arch = "x86_64")]
+const PREFETCH: usize = 4 * LINE;
 
 /// A run of bytes. Only meaningful beside the [`Sgl`] that keeps it alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,10 +26,6 @@ pub struct Seg {
 impl Seg {
     pub(super) fn new(ptr: NonNull<u8>, len: usize) -> Self {
         Seg { ptr, len }
-    }
-
-    pub(super) fn start(&self) -> NonNull<u8> {
-        self.ptr
     }
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {
@@ -58,7 +61,7 @@ pub(super) enum Owner {
     None,
     Buf(Buf),
     Region(Arc<Region>),
-    Regions(Arc<[Arc<Region>]>),
+    Regions(Arc<Vec<Arc<Region>>>),
     #[expect(dead_code, reason = "held to keep the mapping alive")]
     Mapping(Arc<Mapping>),
 }
@@ -91,6 +94,40 @@ impl Sgl {
         Sgl { len: segs.iter().map(Seg::len).sum(), segs, owner }
     }
 
+    /// Adds a run of a guest's region.
+    pub(super) fn push_of(&mut self, region: &Arc<Region>, seg: Seg) {
+        let joins = match &mut self.owner {
+            Owner::Region(only) if Arc::ptr_eq(only, region) => true,
+            Owner::Region(first) => {
+                self.owner = Owner::Regions(Arc::new(vec![first.clone(), region.clone()]));
+                false
+            }
+            Owner::Regions(all) => {
+                if !all.iter().any(|r| Arc::ptr_eq(r, region)) {
+                    Arc::make_mut(all).push(region.clone());
+                }
+                false
+            }
+            Owner::None => {
+                self.owner = Owner::Region(region.clone());
+                false
+            }
+            Owner::Buf(_) | Owner::Mapping(_) => unreachable!("a list of guest memory alone"),
+        };
+        self.len += seg.len;
+        match self.segs.last_mut() {
+            Some(last) if joins && last.addr() + last.len == seg.addr() => last.len += seg.len,
+            _ => self.segs.push(seg),
+        }
+    }
+
+    /// Lets go of the memory: a list of no bytes again.
+    pub fn clear(&mut self) {
+        self.segs.clear();
+        self.len = 0;
+        self.owner = Owner::None;
+    }
+
     /// Bytes in all.
     pub fn len(&self) -> usize {
         self.len
@@ -117,8 +154,14 @@ impl Sgl {
     }
 
     /// Calls `f` with each run of bytes `at .. at + len`.
+    #[inline]
     fn each(&self, at: usize, len: usize, mut f: impl FnMut(Seg)) {
         assert!(at.checked_add(len).is_some_and(|end| end <= self.len), "range outside the list");
+        if let [only] = self.segs[..]
+            && len > 0
+        {
+            return f(only.part(at, len));
+        }
         let (mut skip, mut left) = (at, len);
         for seg in &self.segs {
             if left == 0 {
@@ -133,6 +176,22 @@ impl Sgl {
             skip = 0;
             left -= n;
         }
+    }
+
+    /// Has the processor fetch what a copy at byte `at` begins with, while other work goes on. It fetches the rest by
+    /// itself when it sees the copy.
+    #[inline]
+    pub fn prefetch(&self, at: usize) {
+        #[cfg(target_arch = "x86_64")]
+        self.each(at, self.len.saturating_sub(at).min(PREFETCH), |seg| {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            for line in (0..seg.len).step_by(LINE) {
+                // SAFETY: within the run; a prefetch changes nothing but what is in the caches.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(seg.ptr.as_ptr().add(line).cast()) };
+            }
+        });
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = at;
     }
 
     /// Writes `bytes` into the memory from offset `at` on.
@@ -161,6 +220,24 @@ impl Sgl {
             // SAFETY: as in `copy_in`; `to` is a private slice.
             unsafe { seg.ptr.as_ptr().copy_to_nonoverlapping(to.as_mut_ptr(), seg.len) };
             done += seg.len;
+        });
+    }
+
+    /// Writes 16 bytes at byte `at` such that who sees the last four sees the others: a completion queue entry, whose
+    /// phase tag is there.
+    ///
+    /// # Panics
+    /// If they are not within one run, at an address that is a multiple of 4.
+    pub fn publish(&self, at: usize, bytes: &[u8; 16]) {
+        let [first @ .., a, b, c, d] = bytes;
+        self.each(at, bytes.len(), |seg| {
+            assert!(seg.len == bytes.len() && seg.addr().is_multiple_of(4), "an entry lies in one run");
+            let last = u32::from_ne_bytes([*a, *b, *c, *d]);
+            // SAFETY: as in `copy_in`; the last word is aligned, and atomics allow for the guest's accesses.
+            unsafe {
+                seg.ptr.as_ptr().copy_from_nonoverlapping(first.as_ptr(), first.len());
+                AtomicU32::from_ptr(seg.ptr.as_ptr().add(first.len()).cast()).store(last, Ordering::Release);
+            }
         });
     }
 
@@ -261,7 +338,7 @@ impl Sgl {
     pub(crate) fn regions(&self) -> &[Arc<Region>] {
         match &self.owner {
             Owner::Region(r) => std::slice::from_ref(r),
-            Owner::Regions(rs) => rs,
+            Owner::Regions(rs) => rs.as_slice(),
             _ => &[],
         }
     }

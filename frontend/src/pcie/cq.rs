@@ -3,11 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
-use engine::mem::{GuestMemory, MemError};
+use engine::mem::{Access, GuestMemory, MemError};
 use nvme_proto::Cqe;
 use nvme_proto::zerocopy::IntoBytes;
 
 use super::doorbell::{Bell, Bells};
+use super::memory::QueueMemory;
 
 const ENTRY: u64 = size_of::<Cqe>() as u64;
 
@@ -16,6 +17,7 @@ pub(crate) struct Cq {
     pub qid: u16,
     base: u64,
     entries: u32,
+    memory: QueueMemory,
     /// The interrupt vector, if it interrupts.
     pub vector: Option<u16>,
     /// Where the next entry goes, and its phase.
@@ -60,6 +62,7 @@ impl Cq {
             qid,
             base,
             entries,
+            memory: QueueMemory::default(),
             vector,
             tail: Cell::new(0),
             phase: Cell::new(true),
@@ -72,8 +75,14 @@ impl Cq {
         }
     }
 
+    /// The guest's memory is another now.
+    pub fn memory_changed(&self) {
+        self.memory.forget();
+    }
+
     fn waiting(&self) -> u32 {
-        (self.tail.get() + self.entries - self.head.get()) % self.entries
+        let (tail, head) = (self.tail.get(), self.head.get());
+        if tail >= head { tail - head } else { tail + self.entries - head }
     }
 
     fn free(&self) -> u32 {
@@ -173,9 +182,18 @@ impl Cq {
 
     fn write(&self, memory: &GuestMemory, mut cqe: Cqe) -> Result<Posted, MemError> {
         let tail = self.tail.get();
-        let gpa = self.base + u64::from(tail) * ENTRY;
+        let offset = u64::from(tail) * ENTRY;
+        let gpa = self.base + offset;
         cqe.status = cqe.status.status().with_phase(self.phase.get());
-        let posted = match store(memory, gpa, &cqe) {
+        let own = self.memory.get(memory, self.base, u64::from(self.entries) * ENTRY, Access::Write);
+        let stored = match (&own, cqe.as_bytes().first_chunk()) {
+            (Some(own), Some(bytes)) => {
+                own.publish(offset as usize, bytes);
+                Ok(())
+            }
+            _ => store(memory, gpa, &cqe),
+        };
+        let posted = match stored {
             Ok(()) => {
                 self.fresh.set(self.fresh.get().saturating_add(1));
                 Posted::There
@@ -184,10 +202,11 @@ impl Cq {
             Err(error) => return Err(error),
         };
         let next = tail + 1;
-        if next == self.entries {
+        let wraps = next == self.entries;
+        if wraps {
             self.phase.set(!self.phase.get());
         }
-        self.tail.set(next % self.entries);
+        self.tail.set(if wraps { 0 } else { next });
         Ok(posted)
     }
 }

@@ -9,6 +9,7 @@ mod cq;
 pub(crate) mod doorbell;
 pub(crate) mod function;
 pub(crate) mod irq;
+mod memory;
 mod prp;
 mod runs;
 mod sgl;

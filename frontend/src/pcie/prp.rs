@@ -22,6 +22,14 @@ pub(crate) struct PrpWalk {
     left: usize,
 }
 
+/// Where `len` bytes of data are that lie in the page of the first entry: what most commands have.
+#[inline]
+pub(crate) fn in_one_page(prp: Prp, len: usize, page: u64) -> Option<u64> {
+    let offset = prp.prp1 & page.saturating_sub(1);
+    let fits = (len as u64) <= page.saturating_sub(offset) && prp.prp1.is_multiple_of(4);
+    fits.then_some(prp.prp1)
+}
+
 impl PrpWalk {
     /// Begins a walk over `len` bytes in pages of `page` bytes (a power of two).
     pub fn new(prp: Prp, len: usize, page: u64, to: &mut Runs) -> Result<Self, Status> {

@@ -2,7 +2,7 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 
-use engine::mem::{Access, GuestMemory, MemError, Sgl, SglBuilder};
+use engine::mem::{Access, GuestMemory, MemError, Sgl};
 use nvme_proto::Status;
 use smallvec::SmallVec;
 
@@ -63,24 +63,27 @@ impl Runs {
         &self.runs
     }
 
-    /// The guest's memory itself, for a device that does `access` to it; `None` when the data must be staged in a
-    /// buffer, since some of it is reached by messages only or goes to a bit bucket.
-    pub fn map(&self, memory: &GuestMemory, access: Access) -> Result<Option<Sgl>, Status> {
+    /// Puts the guest's memory itself into `to`, for a device that does `access` to it. False when the data must be
+    /// staged in a buffer, since some of it is reached by messages only or goes to a bit bucket; `to` is empty then.
+    pub fn map(&self, memory: &GuestMemory, access: Access, to: &mut Sgl) -> Result<bool, Status> {
         if self.buckets {
-            return Ok(None);
+            return Ok(false);
         }
-        let mut list = SglBuilder::default();
         for run in &self.runs {
-            let Some(gpa) = run.gpa else { return Ok(None) };
-            match list.push(memory, gpa, run.len, access) {
+            let Some(gpa) = run.gpa else { continue };
+            match to.push_guest(memory, gpa, run.len, access) {
                 Ok(()) => {}
-                Err(MemError::ByMessage { .. }) => return Ok(None),
+                Err(MemError::ByMessage { .. }) => {
+                    to.clear();
+                    return Ok(false);
+                }
                 Err(MemError::Unmapped(_) | MemError::Denied(_)) => {
+                    to.clear();
                     return Err(Status::DATA_TRANSFER_ERROR.dnr());
                 }
             }
         }
-        Ok(Some(list.finish()))
+        Ok(true)
     }
 }
 
@@ -110,9 +113,10 @@ pub(crate) trait Walk {
     fn take(&mut self, bytes: &[u8], to: &mut Runs) -> Result<(), Status>;
 
     /// Goes on until all is known or a message is needed.
+    #[inline]
     fn advance(&mut self, memory: &GuestMemory, to: &mut Runs) -> Result<Step, Status> {
-        let mut chunk = [0; CHUNK];
         while let Some((gpa, len)) = self.wants() {
+            let mut chunk = [0; CHUNK];
             let bytes = chunk.get_mut(..len).ok_or(Status::INTERNAL_ERROR)?;
             match memory.read(gpa, bytes) {
                 Ok(()) => self.take(bytes, to)?,
@@ -181,14 +185,15 @@ mod tests {
         let map = |gpa, len| {
             let mut runs = Runs::default();
             runs.push(gpa, len).unwrap();
-            runs.map(&m, Access::Write).map(|sgl| sgl.map(|s| s.len()))
+            let mut sgl = Sgl::empty();
+            runs.map(&m, Access::Write, &mut sgl).map(|mapped| mapped.then_some(sgl.len()))
         };
         assert_eq!(map(0x1000, 0x2000), Ok(Some(0x2000)));
         assert_eq!(map(1 << 30, 512), Ok(None));
         assert_eq!(map(0xf000, 0x2000), Err(Status::DATA_TRANSFER_ERROR.dnr()));
         let mut bucket = Runs::default();
         bucket.discard(512).unwrap();
-        assert!(bucket.map(&m, Access::Write).unwrap().is_none());
+        assert!(!bucket.map(&m, Access::Write, &mut Sgl::empty()).unwrap());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use engine::mem::{Access, MemError};
+use engine::mem::{Access, MemError, Sgl};
 use nvme_proto::aen::ErrorInfo;
 use nvme_proto::opcode::AdminOpcode;
 use nvme_proto::zerocopy::FromBytes;
@@ -13,7 +13,8 @@ use nvme_proto::{Cqe, Sqe, Status};
 use super::cq::{Cq, InvalidValue};
 use super::doorbell::Bell;
 use super::function::Function;
-use super::prp::PrpWalk;
+use super::memory::QueueMemory;
+use super::prp::{self, PrpWalk};
 use super::runs::{Runs, Step, Walk};
 use super::sgl::SglWalk;
 use super::staged::{self, Staged};
@@ -33,6 +34,7 @@ pub(crate) struct Sq {
     qid: u16,
     base: u64,
     entries: u32,
+    memory: QueueMemory,
     cq: Rc<Cq>,
     head: Cell<u32>,
     /// The last tail that was seen.
@@ -40,7 +42,7 @@ pub(crate) struct Sq {
     /// A tail that made no sense: reported once.
     rejected: Cell<Option<u32>>,
     /// Its memory is away: nothing is fetched before the guest's memory changes.
-    pub blind: Cell<bool>,
+    blind: Cell<bool>,
     /// Commands that came by message and have not been executed yet; others are on their way.
     ahead: RefCell<VecDeque<Sqe>>,
     fetching: Cell<bool>,
@@ -65,6 +67,7 @@ impl Sq {
             qid,
             base,
             entries,
+            memory: QueueMemory::default(),
             cq,
             head: Cell::new(0),
             tail: Cell::new(0),
@@ -82,6 +85,13 @@ impl Sq {
 
     pub fn cq(&self) -> &Rc<Cq> {
         &self.cq
+    }
+
+    /// The guest's memory is another now. A queue that ends may have a completion queue that nobody else has.
+    pub fn memory_changed(&self) {
+        self.blind.set(false);
+        self.memory.forget();
+        self.cq.memory_changed();
     }
 
     /// The last tail that was seen.
@@ -181,7 +191,8 @@ impl Sq {
                 sq.cq.release();
                 break;
             }
-            sq.head.set((sq.head.get() + 1) % sq.entries);
+            let next = sq.head.get() + 1;
+            sq.head.set(if next == sq.entries { 0 } else { next });
             any = true;
             let mut command = Fetched { reserved: true, staged: None };
             if sq.qid == 0 && sqe.admin() == AdminOpcode::AsyncEventRequest {
@@ -213,8 +224,19 @@ impl Sq {
             return Some(sqe);
         }
         let mut raw = [0; ENTRY as usize];
-        let at = self.base + u64::from(self.head.get()) * ENTRY;
-        let read = self.function.memory.borrow().read(at, &mut raw);
+        let offset = u64::from(self.head.get()) * ENTRY;
+        let at = self.base + offset;
+        let read = {
+            let (memory, len) = (self.function.memory.borrow(), u64::from(self.entries) * ENTRY);
+            let own = self.memory.get(&memory, self.base, len, Access::Read);
+            match own {
+                Some(own) => {
+                    own.copy_out(offset as usize, &mut raw);
+                    Ok(())
+                }
+                None => memory.read(at, &mut raw),
+            }
+        };
         match read {
             Ok(()) => return Sqe::read_from_bytes(&raw).ok(),
             Err(MemError::ByMessage { .. }) => {
@@ -237,6 +259,36 @@ impl Sq {
         }
         self.ahead.replace(sqes.into());
         Sq::fetch(queue);
+    }
+
+    /// Finds a command's data in guest memory. What is left of the walk comes back when the data must be staged.
+    #[inline]
+    fn map(
+        &self,
+        sqe: &Sqe,
+        direction: Direction,
+        len: usize,
+        runs: &mut Runs,
+        to: &mut Sgl,
+    ) -> Result<Option<DataWalk>, Status> {
+        let access = match direction {
+            Direction::FromHost => Access::Read,
+            Direction::ToHost => Access::Write,
+        };
+        let memory = self.function.memory.borrow();
+        let one_page = if sqe.flags.psdt() == 0 { prp::in_one_page(sqe.prp(), len, PAGE) } else { None };
+        if let Some(gpa) = one_page
+            && to.push_guest(&memory, gpa, len, access).is_ok()
+        {
+            return Ok(None);
+        }
+        to.clear();
+        let mut walk = DataWalk::new(sqe, direction, len, runs)?;
+        let mapped = match walk.advance(&memory, runs)? {
+            Step::Done => runs.map(&memory, access, to)?,
+            Step::Need { .. } => false,
+        };
+        Ok(if mapped { None } else { Some(walk) })
     }
 
     /// Adds a completion to the queue's completion queue.
@@ -309,41 +361,26 @@ impl Transport for Sq {
         command: &mut Fetched,
         direction: Direction,
         len: usize,
+        to: &mut Sgl,
     ) -> Data {
-        let access = match direction {
-            Direction::FromHost => Access::Read,
-            Direction::ToHost => Access::Write,
+        let mut runs = self.function.runs.borrow_mut();
+        runs.clear();
+        let walk = match self.map(sqe, direction, len, &mut runs, to) {
+            Err(status) => return Data::Failed(status),
+            Ok(None) => return Data::Ready,
+            Ok(Some(walk)) => walk,
         };
-        let memory = self.function.memory.borrow();
-        let mut runs = self.function.spare.take();
-        let found = DataWalk::new(sqe, direction, len, &mut runs).and_then(|mut walk| {
-            let sgl = match walk.advance(&memory, &mut runs)? {
-                Step::Done => runs.map(&memory, access)?,
-                Step::Need { .. } => None,
-            };
-            Ok((walk, sgl))
-        });
-        drop(memory);
-        match found {
-            Err(status) => Data::Failed(status),
-            Ok((_, Some(sgl))) => {
-                runs.clear();
-                self.function.spare.set(runs);
-                Data::Ready(sgl)
-            }
-            Ok((walk, None)) => {
-                let to = staged::begin(&self.function, self.qid, ticket, direction, len, walk, runs);
-                command.staged = Some(to);
-                Data::Later
-            }
-        }
+        let runs = std::mem::take(&mut *runs);
+        let staged = staged::begin(&self.function, self.qid, ticket, direction, len, walk, runs);
+        command.staged = Some(staged);
+        Data::Later
     }
 
-    fn complete(&self, command: Fetched, completion: Completion) {
-        match command.staged.filter(|_| !completion.data.is_empty()) {
+    fn complete(&self, command: Fetched, completion: Completion, data: &mut Sgl) {
+        match command.staged.filter(|_| !data.is_empty()) {
             Some(to) => {
-                let queue = self.function.queue(self.qid);
-                staged::deliver(&self.function, queue, to, completion, command.reserved);
+                let (queue, data) = (self.function.queue(self.qid), std::mem::take(data));
+                staged::deliver(&self.function, queue, to, completion, data, command.reserved);
             }
             None => self.post(&completion, command.reserved),
         }
@@ -352,6 +389,8 @@ impl Transport for Sq {
     fn closing(&self) {}
 
     fn closed(&self, queue: &Rc<Queue<Self>>) {
+        // Whoever waits for its host's messages keeps the queue, and must not keep the host's memory.
+        self.memory_changed();
         self.release_second();
         self.function.forget_queue(queue);
     }

@@ -137,13 +137,13 @@ pub(crate) fn deliver(
     queue: Option<Rc<Queue<Sq>>>,
     to: Staged,
     mut completion: Completion,
+    data: Sgl,
     reserved: bool,
 ) {
     let Some(queue) = queue else { return };
     let function = function.clone();
     let shard = function.shard.clone();
     let deliver = async move {
-        let data = std::mem::take(&mut completion.data);
         let hold = Hold::new(&function, data.len());
         if let Err(status) = scatter(&function, &queue, &data, &to.take()).await {
             completion.reply = Reply::from(status);

@@ -18,9 +18,9 @@ impl<T: Transport> Queue<T> {
         let (ticket, attachment) = {
             let mut slots = self.slots.borrow_mut();
             let Some((ticket, slot)) = slots.find(cid) else { return };
-            match &mut slot.stage {
+            match &slot.stage {
                 Stage::Io(work) => {
-                    work.aborts.push(answer);
+                    slot.waiters.get_or_insert_default().aborts.push(answer);
                     (ticket, work.attachment.clone())
                 }
                 Stage::Data(_) => {

@@ -4,8 +4,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use engine::Op;
 use engine::mem::Sgl;
-use engine::{Op, Request};
 use nvme_proto::opcode::NvmOpcode;
 use nvme_proto::{Sqe, Status};
 
@@ -42,12 +42,13 @@ pub(super) struct Fused {
 }
 
 impl Fused {
-    pub fn next(&mut self) -> Option<Request> {
+    /// The next operation, and its memory.
+    pub fn next(&mut self) -> Option<(Blocks, Sgl)> {
         let Blocks { op, lba, blocks } = self.pair.blocks;
         let data = self.pair.data.borrow_mut().get_mut(usize::from(self.step))?.take()?;
         let op = if self.step == 0 { Op::Compare } else { op };
         self.step += 1;
-        Some(Request { op, lba, blocks, sgl: data })
+        Some((Blocks { op, lba, blocks }, data))
     }
 
     /// The write, whose blocks a namespace that has changed must still have.
@@ -197,7 +198,7 @@ impl<T: Transport> Queue<T> {
         };
         self.stage(pair.second, Stage::Follows);
         let attachment = pair.attachment.clone();
-        let pieces = Pieces::Fused(Fused { pair, step: 0, _lock: lock });
+        let pieces = Pieces::Fused(Box::new(Fused { pair, step: 0, _lock: lock }));
         self.work(first, Work::new(attachment, pieces));
     }
 

@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use engine::mem::Sgl;
-use engine::{Io, IoId, IoResult, Issuer, Op, Request};
+use engine::{Io, IoError, IoId, IoResult, Issuer, Op, Request};
 use nvme_proto::opcode::NvmOpcode;
 use nvme_proto::{Sqe, Status};
 
-use super::slot::{Pending, Pieces, Released, Stage, Work};
+use super::slot::{Parts, Pending, Pieces, Released, Slot, Stage, Work};
 use super::{Completion, Data, Direction, Outcome, Queue, Reply, Ticket, Transport};
 use crate::controller::{AbortAnswer, Failure, INACCESSIBLE};
 use crate::namespace::{Attachment, Protection};
@@ -17,11 +17,31 @@ use crate::nvm::{self, Blocks, Command};
 /// NSID of Flush for all namespaces.
 const ALL_NAMESPACES: u32 = 0xffff_ffff;
 
+/// How a command ends.
+#[derive(Default)]
+struct End {
+    reply: Reply,
+    /// What its memory holds is for the host.
+    to_host: bool,
+    /// Where it failed, if that is known.
+    lba: Option<u64>,
+    /// Its I/O, if that is not in its slot.
+    io: Option<Io>,
+}
+
+impl From<Reply> for End {
+    fn from(reply: Reply) -> Self {
+        End { reply, ..End::default() }
+    }
+}
+
 impl<T: Transport> Queue<T> {
     /// Finds who executes a command that was just fetched.
     pub(super) fn dispatch(self: &Rc<Self>, ticket: Ticket, sqe: Sqe) {
         let intercepted = match self.qid == 0 || T::INTERCEPTS_IO {
-            true => self.with_command(ticket, |c| self.transport.intercept(self, ticket, &sqe, c)).flatten(),
+            true => {
+                self.with_command(ticket, |c, _| self.transport.intercept(self, ticket, &sqe, c)).flatten()
+            }
             false => None,
         };
         match (intercepted, &self.controller) {
@@ -94,7 +114,7 @@ impl<T: Transport> Queue<T> {
                 let direction = if blocks.op == Op::Read { Direction::ToHost } else { Direction::FromHost };
                 self.transfer(ticket, sqe, direction, len, Pending::Blocks(attachment, blocks));
             }
-            Ok(Command::Blocks(blocks)) => self.start(ticket, attachment, blocks, Sgl::empty()),
+            Ok(Command::Blocks(blocks)) => self.start(ticket, attachment, blocks),
         }
     }
 
@@ -122,9 +142,11 @@ impl<T: Transport> Queue<T> {
         len: usize,
         then: Pending,
     ) {
-        let data = self.with_command(ticket, |c| self.transport.data(ticket, sqe, c, direction, len));
+        let data = self.with_command(ticket, |command, to| {
+            self.transport.data(ticket, sqe, command, direction, len, to)
+        });
         match data {
-            Some(Data::Ready(sgl)) => self.go_on(ticket, sqe, then, sgl),
+            Some(Data::Ready) => self.go_on(ticket, sqe, then),
             Some(Data::Failed(status)) => {
                 self.stage(ticket, Stage::Data(then));
                 self.end(ticket, status.into());
@@ -134,12 +156,40 @@ impl<T: Transport> Queue<T> {
         }
     }
 
-    /// Runs `f` on what the transport keeps of a command, with the slots free to be looked at.
-    fn with_command<R>(&self, ticket: Ticket, f: impl FnOnce(&mut T::Command) -> R) -> Option<R> {
-        let mut command = self.slots.borrow_mut().get(ticket)?.command.take()?;
-        let result = f(&mut command);
-        self.slots.borrow_mut().put_back(ticket, command);
+    /// Runs `f` on what the transport keeps of a command and on the command's memory, with the slots free to be looked
+    /// at.
+    fn with_command<R>(&self, ticket: Ticket, f: impl FnOnce(&mut T::Command, &mut Sgl) -> R) -> Option<R> {
+        let (mut command, mut io) = {
+            let mut slots = self.slots.borrow_mut();
+            let slot = slots.get(ticket)?;
+            (slot.command.take()?, self.io_of(ticket, slot))
+        };
+        let result = f(&mut command, &mut io.request_mut().sgl);
+        if let Some(slot) = self.slots.borrow_mut().open(ticket) {
+            (slot.command, slot.io) = (Some(command), Some(io));
+        }
         Some(result)
+    }
+
+    /// Takes a command's I/O out of its slot.
+    fn io_of(&self, ticket: Ticket, slot: &mut Slot<T::Command>) -> Io {
+        let id = IoId { origin: self.origin, tag: u64::from(ticket.slot) };
+        slot.io.take().unwrap_or_else(|| Io::new(id))
+    }
+
+    /// Takes the data of a command that is not with a volume.
+    fn take_data(&self, ticket: Ticket) -> Sgl {
+        let mut slots = self.slots.borrow_mut();
+        let io = slots.get(ticket).and_then(|slot| slot.io.as_mut());
+        io.map(|io| std::mem::take(&mut io.request_mut().sgl)).unwrap_or_default()
+    }
+
+    /// The same as bytes that nobody changes any more.
+    fn take_bytes(&self, ticket: Ticket) -> Vec<u8> {
+        let sgl = self.take_data(ticket);
+        let mut bytes = vec![0; sgl.len()];
+        sgl.copy_out(0, &mut bytes);
+        bytes
     }
 
     /// A command has failed: the error log has it, unless its host took it back.
@@ -170,36 +220,39 @@ impl<T: Transport> Queue<T> {
                 return;
             }
             let Stage::Data(then) = std::mem::replace(&mut slot.stage, Stage::Fetched) else { return };
+            let mut io = self.io_of(ticket, slot);
+            io.request_mut().sgl = sgl;
+            slot.io = Some(io);
             (slot.sqe, then, slot.preempted)
         };
         match preempted {
             true => self.end(ticket, Status::ABORTED_PREEMPT_AND_ABORT.dnr().into()),
-            false => self.go_on(ticket, &sqe, then, sgl),
+            false => self.go_on(ticket, &sqe, then),
         }
     }
 
     /// A command has its data, or the room for it.
-    fn go_on(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe, then: Pending, sgl: Sgl) {
+    fn go_on(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe, then: Pending) {
         match then {
-            Pending::Blocks(attachment, blocks) => self.start(ticket, attachment, blocks, sgl),
-            Pending::Fused(pair) => self.fused_data(ticket, pair, sgl),
+            Pending::Blocks(attachment, blocks) => self.start(ticket, attachment, blocks),
+            Pending::Fused(pair) => self.fused_data(ticket, pair, self.take_data(ticket)),
             Pending::Ranges(attachment) => {
-                let mut list = vec![0; sgl.len()];
-                sgl.copy_out(0, &mut list);
+                let list = self.take_bytes(ticket);
                 self.deallocate(ticket, attachment, &list);
             }
             Pending::Reserve(attachment) => {
-                let mut bytes = vec![0; sgl.len()];
-                sgl.copy_out(0, &mut bytes);
+                let bytes = self.take_bytes(ticket);
                 self.change_reservation(ticket, sqe, &attachment, &bytes);
             }
             Pending::ToHost(bytes) => {
-                sgl.copy_in(0, &bytes[..bytes.len().min(sgl.len())]);
-                self.end_with(ticket, Reply::default(), sgl);
+                let io = self.slots.borrow_mut().get(ticket).and_then(|slot| slot.io.take());
+                if let Some(sgl) = io.as_ref().map(Io::sgl) {
+                    sgl.copy_in(0, &bytes[..bytes.len().min(sgl.len())]);
+                }
+                self.release(ticket, End { to_host: true, io, ..End::default() });
             }
             Pending::FromHost => {
-                let mut bytes = vec![0; sgl.len()];
-                sgl.copy_out(0, &mut bytes);
+                let bytes = self.take_bytes(ticket);
                 let reply = match &self.controller {
                     Some(controller) => controller.admin_data(sqe, &bytes),
                     None => Status::INVALID_OPCODE.dnr().into(),
@@ -219,8 +272,13 @@ impl<T: Transport> Queue<T> {
         }
     }
 
-    fn start(self: &Rc<Self>, ticket: Ticket, attachment: Rc<Attachment>, whole: Blocks, data: Sgl) {
-        let pieces = Pieces::Run { whole, data, done: None };
+    /// Does an operation on blocks whose memory the slot's I/O has.
+    fn start(self: &Rc<Self>, ticket: Ticket, attachment: Rc<Attachment>, whole: Blocks) {
+        let most = attachment.limits.max_blocks;
+        let pieces = match whole.op.has_data() && most != 0 && whole.blocks > most {
+            true => Pieces::Parts(Box::new(Parts { whole, data: self.take_data(ticket), done: 0 })),
+            false => Pieces::Whole(whole),
+        };
         self.work(ticket, Work::new(attachment, pieces));
     }
 
@@ -242,8 +300,7 @@ impl<T: Transport> Queue<T> {
             }
             work.entered = Some(work.attachment.gate().enter());
         }
-        self.stage(ticket, Stage::Io(work));
-        self.next_piece(ticket);
+        self.next_piece(ticket, Some(work));
     }
 
     /// Whether the namespace was removed, or is not shown to this host any more.
@@ -267,66 +324,67 @@ impl<T: Transport> Queue<T> {
             false => Err(Status::LBA_OUT_OF_RANGE.dnr()),
         };
         match &work.pieces {
-            Pieces::Run { whole, .. } | Pieces::Verify { whole, .. } => check(whole),
+            Pieces::Whole(whole) => check(whole),
+            Pieces::Parts(parts) | Pieces::Verify(parts) => check(&parts.whole),
             Pieces::Fused(fused) => check(fused.blocks()),
             Pieces::Ranges(ranges) => ranges.iter().try_for_each(check),
             Pieces::Flushes(_) => Ok(()),
         }
     }
 
-    /// Sends the next piece of a command to its volume, or ends the command.
-    fn next_piece(self: &Rc<Self>, ticket: Ticket) {
-        let send = {
+    /// Sends the next piece of a command to its volume, or ends the command; `begins` is one that starts.
+    fn next_piece(self: &Rc<Self>, ticket: Ticket, begins: Option<Work>) {
+        let (io, channel) = {
             let mut slots = self.slots.borrow_mut();
             let Some(slot) = slots.get(ticket) else { return };
-            let Stage::Io(work) = &mut slot.stage else { return };
-            slot.sent = self.local().shard().now();
-            work.next().map(|request| {
-                let id = IoId { origin: self.origin, tag: u64::from(ticket.slot) };
-                let mut io = slot.io.take().unwrap_or_else(|| Io::new(id));
-                *io.request_mut() = request;
-                (io, work.attachment.clone())
-            })
+            if let Some(work) = begins {
+                slot.stage = Stage::Io(work);
+            }
+            let shard = self.local.shard();
+            slot.sent = shard.now();
+            let mut io = self.io_of(ticket, slot);
+            let Stage::Io(work) = &mut slot.stage else {
+                slot.io = Some(io);
+                return;
+            };
+            match work.next(io.request_mut()) {
+                true => (io, work.attachment.channel(shard).clone()),
+                false => {
+                    slot.io = Some(io);
+                    drop(slots);
+                    return self.end(ticket, Reply::default());
+                }
+            }
         };
-        match send {
-            Some((io, attachment)) => {
-                let channel = attachment.channel(self.local.shard());
-                io.forward(channel, self.clone(), u64::from(ticket.slot));
-            }
-            None => {
-                let data = self.slots.borrow_mut().get(ticket).map(|slot| slot.stage.take_data());
-                self.end_with(ticket, Reply::default(), data.unwrap_or_default());
-            }
-        }
+        io.forward(&channel, self.clone(), u64::from(ticket.slot));
     }
 
     pub(super) fn end(self: &Rc<Self>, ticket: Ticket, reply: Reply) {
-        self.end_with(ticket, reply, Sgl::empty());
+        self.release(ticket, reply.into());
     }
 
-    fn end_with(self: &Rc<Self>, ticket: Ticket, reply: Reply, data: Sgl) {
-        self.release(ticket, reply, data, None);
-    }
-
-    /// Ends a command; `lba` is where it failed, if that is known.
-    fn release(self: &Rc<Self>, ticket: Ticket, reply: Reply, data: Sgl, lba: Option<u64>) {
-        let (released, last) = {
+    fn release(self: &Rc<Self>, ticket: Ticket, end: End) {
+        let reply = end.reply;
+        let failed = !reply.status.is_success();
+        let (released, sqe) = {
             let mut slots = self.slots.borrow_mut();
+            let sqe = failed.then(|| slots.get(ticket).map(|slot| slot.sqe)).flatten();
             let Some(released) = slots.release(ticket) else { return };
-            (released, slots.in_flight() == 0)
+            (released, sqe)
         };
+        let Released { cid, command, io, waiters, verified, pair, last } = released;
         if last && self.qid != 0 {
             self.shared.busy().end(self.local().shard().now());
         }
-        let Released { sqe, command, aborts, verified, hold, pair } = released;
-        self.transport.complete(command, Completion { ticket, cid: sqe.cid, reply, data });
-        if !reply.status.is_success() {
-            self.note_failure(&sqe, reply.status, lba);
+        self.answer(command, Completion { ticket, cid, reply }, end.io.or(io), end.to_host);
+        if let Some(sqe) = sqe {
+            self.note_failure(&sqe, reply.status, end.lba);
         }
-        if reply.status.code() == Status::ABORT_REQUESTED {
-            aborts.into_iter().for_each(AbortAnswer::aborted);
+        if let Some(waiters) = waiters
+            && reply.status.code() == Status::ABORT_REQUESTED
+        {
+            waiters.aborts.into_iter().for_each(AbortAnswer::aborted);
         }
-        drop(hold);
         if verified {
             self.next_verify();
         }
@@ -335,146 +393,159 @@ impl<T: Transport> Queue<T> {
         }
         self.check_closed();
     }
+
+    /// Has the transport answer, and keeps the I/O without its memory.
+    fn answer(&self, command: T::Command, completion: Completion, io: Option<Io>, to_host: bool) {
+        let Some(mut io) = io else {
+            return self.transport.complete(command, completion, &mut Sgl::empty());
+        };
+        let data = &mut io.request_mut().sgl;
+        if !to_host {
+            data.clear();
+        }
+        self.transport.complete(command, completion, data);
+        data.clear();
+        self.slots.borrow_mut().keep(completion.ticket, io);
+    }
+
+    /// What becomes of a command, a piece of which has come back with that result: whether there is more to do.
+    fn verdict(
+        &self,
+        slot: &Slot<T::Command>,
+        work: &Work,
+        op: Op,
+        result: IoResult,
+    ) -> Result<bool, Status> {
+        let is_asked_back = || slot.waiters.as_ref().is_some_and(|waiters| !waiters.aborts.is_empty());
+        match result {
+            Ok(()) if !work.has_more() => Ok(false),
+            Ok(()) | Err(IoError::Aborted) if slot.preempted => Err(Status::ABORTED_PREEMPT_AND_ABORT.dnr()),
+            Ok(()) if self.closing.get() => Err(Status::ABORTED_SQ_DELETION),
+            Ok(()) | Err(IoError::Aborted) if is_asked_back() => Err(Status::ABORT_REQUESTED),
+            Ok(()) => Ok(true),
+            Err(IoError::Aborted) if self.closing.get() => Err(Status::ABORTED_SQ_DELETION),
+            Err(IoError::Aborted) if self.lost(&work.attachment) => {
+                Err(Status::INVALID_NAMESPACE_OR_FORMAT.dnr())
+            }
+            Err(IoError::Aborted) if slot.not_ready => Err(self.shared.timed(Status::NAMESPACE_NOT_READY)),
+            Err(error) => Err(self.shared.timed(nvm::status(error, op))),
+        }
+    }
 }
 
 impl Work {
     pub(super) fn new(attachment: Rc<Attachment>, pieces: Pieces) -> Self {
-        Work { attachment, pieces, aborts: Vec::new(), entered: None }
+        Work { attachment, pieces, entered: None }
+    }
+
+    /// The run of blocks that it is about, if it is one for a volume as it stands.
+    fn run(&self) -> Option<&Blocks> {
+        match &self.pieces {
+            Pieces::Whole(whole) => Some(whole),
+            Pieces::Parts(parts) => Some(&parts.whole),
+            Pieces::Verify(_) | Pieces::Fused(_) | Pieces::Ranges(_) | Pieces::Flushes(_) => None,
+        }
     }
 
     /// Whether it writes, and is not what the gate was closed for.
     fn passes_gate(&self) -> bool {
-        match &self.pieces {
-            Pieces::Run { whole, .. } => whole.op.modifies(),
-            Pieces::Ranges(_) => true,
-            Pieces::Verify { .. } | Pieces::Fused(_) | Pieces::Flushes(_) => false,
-        }
+        self.run().map_or(matches!(self.pieces, Pieces::Ranges(_)), |whole| whole.op.modifies())
     }
 
     /// The blocks that it touches.
     fn range(&self) -> Range<u64> {
-        match &self.pieces {
-            Pieces::Run { whole, .. } => whole.lba..whole.lba.saturating_add(whole.blocks.into()),
-            _ => 0..u64::MAX,
-        }
+        self.run().map_or(0..u64::MAX, |whole| whole.lba..whole.lba.saturating_add(whole.blocks.into()))
     }
 
-    /// What is asked of the volume next; `None` when all is done.
-    fn next(&mut self) -> Option<Request> {
-        match &mut self.pieces {
-            Pieces::Fused(fused) => fused.next(),
-            Pieces::Ranges(ranges) => {
-                let Blocks { op, lba, blocks } = ranges.pop()?;
-                Some(Request { op, lba, blocks, sgl: Sgl::empty() })
+    /// Puts into `request` what is asked of the volume next. False when all is done.
+    fn next(&mut self, request: &mut Request) -> bool {
+        let (blocks, sgl) = match &mut self.pieces {
+            Pieces::Whole(whole) => {
+                (request.op, request.lba, request.blocks) = (whole.op, whole.lba, whole.blocks);
+                return true;
             }
-            Pieces::Flushes(rest) => {
-                self.attachment = rest.pop()?;
-                Some(Request { op: Op::Flush, ..Request::default() })
-            }
-            Pieces::Verify { whole, buffer, done } => {
-                let left = whole.blocks.checked_sub(*done).filter(|left| *left > 0)?;
+            Pieces::Parts(parts) => {
+                let (at, blocks) = parts.next(self.attachment.limits.max_blocks, u32::MAX);
                 let shift = self.attachment.block_shift;
-                let most = match self.attachment.limits.max_blocks {
-                    0 => left,
-                    most => most.min(left),
-                };
-                let blocks = u32::try_from(buffer.len() >> shift).unwrap_or(most).min(most);
-                let lba = whole.lba + u64::from(*done);
-                *done += blocks;
-                let sgl = buffer.slice(0, (blocks as usize) << shift);
-                Some(Request { op: Op::Read, lba, blocks, sgl })
+                (blocks, parts.data.slice((at as usize) << shift, (blocks.blocks as usize) << shift))
             }
-            Pieces::Run { whole, data, done } => {
-                let before = done.unwrap_or(0);
-                let left = whole.blocks - before;
-                if left == 0 && done.is_some() {
-                    return None;
+            Pieces::Verify(parts) => {
+                let shift = self.attachment.block_shift;
+                let room = u32::try_from(parts.data.len() >> shift).unwrap_or(u32::MAX);
+                let (_, blocks) = parts.next(self.attachment.limits.max_blocks, room);
+                (blocks, parts.data.slice(0, (blocks.blocks as usize) << shift))
+            }
+            Pieces::Fused(fused) => match fused.next() {
+                Some(next) => next,
+                None => return false,
+            },
+            Pieces::Ranges(ranges) => match ranges.pop() {
+                Some(range) => (range, Sgl::empty()),
+                None => return false,
+            },
+            Pieces::Flushes(rest) => match rest.pop() {
+                Some(next) => {
+                    self.attachment = next;
+                    (Blocks { op: Op::Flush, lba: 0, blocks: 0 }, Sgl::empty())
                 }
-                let most = self.attachment.limits.max_blocks;
-                let bounded = whole.op.has_data() && most != 0 && left > most;
-                let blocks = if bounded { most } else { left };
-                let sgl = match (whole.op.has_data(), blocks == whole.blocks) {
-                    (false, _) => Sgl::empty(),
-                    (true, true) => data.clone(),
-                    (true, false) => {
-                        let shift = self.attachment.block_shift;
-                        data.slice((before as usize) << shift, (blocks as usize) << shift)
-                    }
-                };
-                let lba = whole.lba + u64::from(before);
-                *done = Some(before + blocks);
-                Some(Request { op: whole.op, lba, blocks, sgl })
-            }
-        }
+                None => return false,
+            },
+        };
+        let Blocks { op, lba, blocks } = blocks;
+        *request = Request { op, lba, blocks, sgl };
+        true
     }
 
     fn has_more(&self) -> bool {
         match &self.pieces {
+            Pieces::Whole(_) => false,
+            Pieces::Parts(parts) | Pieces::Verify(parts) => parts.done < parts.whole.blocks,
             Pieces::Fused(fused) => fused.step < 2,
             Pieces::Ranges(ranges) => !ranges.is_empty(),
-            Pieces::Verify { whole, done, .. } => *done < whole.blocks,
             Pieces::Flushes(rest) => !rest.is_empty(),
-            Pieces::Run { whole, done, .. } => done.unwrap_or(0) < whole.blocks,
         }
     }
 }
 
-impl Stage {
-    /// The memory of a read, for its host.
-    fn take_data(&mut self) -> Sgl {
-        match self {
-            Stage::Io(Work { pieces: Pieces::Run { whole, data, .. }, .. }) if whole.op == Op::Read => {
-                std::mem::take(data)
-            }
-            _ => Sgl::empty(),
-        }
+impl Parts {
+    /// The next part: where it begins in the whole, and its blocks; none are left when it is empty. `most` is the
+    /// volume's limit, zero for none.
+    fn next(&mut self, most: u32, room: u32) -> (u32, Blocks) {
+        let Blocks { op, lba, blocks } = self.whole;
+        let most = if most == 0 { room } else { most.min(room) };
+        let (at, blocks) = (self.done, (blocks - self.done).min(most));
+        self.done += blocks;
+        (at, Blocks { op, lba: lba + u64::from(at), blocks })
     }
 }
 
 impl<T: Transport> Issuer for Queue<T> {
     fn resume(self: Rc<Self>, mut io: Io, cookie: u64, result: IoResult) {
-        let (ticket, failed, lba, done) = {
+        let (ticket, verdict, lba) = {
             let mut slots = self.slots.borrow_mut();
             let Some((ticket, slot)) = slots.of_io(cookie) else { return };
-            if let Stage::Io(work) = &slot.stage {
-                let took = self.local().shard().now().saturating_sub(slot.sent);
-                self.stats.record(io.request(), work.attachment.limits.block_size, took, &result);
-            }
-            let (op, lba) = (io.op(), io.request().lba);
-            io.request_mut().sgl = Sgl::empty();
-            slot.io = Some(io);
             let Stage::Io(work) = &slot.stage else { return };
-            let (preempted, not_ready) = (slot.preempted, slot.not_ready);
-            let failed = match result {
-                Ok(()) if preempted && work.has_more() => Some(Status::ABORTED_PREEMPT_AND_ABORT.dnr()),
-                Err(engine::IoError::Aborted) if preempted => Some(Status::ABORTED_PREEMPT_AND_ABORT.dnr()),
-                Ok(()) if self.closing.get() && work.has_more() => Some(Status::ABORTED_SQ_DELETION),
-                Ok(()) if !work.aborts.is_empty() && work.has_more() => Some(Status::ABORT_REQUESTED),
-                Ok(()) => None,
-                Err(engine::IoError::Aborted) if !work.aborts.is_empty() => Some(Status::ABORT_REQUESTED),
-                Err(engine::IoError::Aborted) if self.closing.get() => Some(Status::ABORTED_SQ_DELETION),
-                Err(engine::IoError::Aborted) if self.lost(&work.attachment) => {
-                    Some(Status::INVALID_NAMESPACE_OR_FORMAT.dnr())
+            let took = self.local().shard().now().saturating_sub(slot.sent);
+            self.stats.record(io.request(), work.attachment.limits.block_size, took, &result);
+            let verdict = self.verdict(slot, work, io.op(), result);
+            if verdict == Ok(false) {
+                let to_host = work.run().is_some_and(|whole| whole.op == Op::Read);
+                if let Stage::Io(Work { pieces: Pieces::Parts(parts), .. }) = &mut slot.stage {
+                    io.request_mut().sgl = std::mem::take(&mut parts.data);
                 }
-                Err(engine::IoError::Aborted) if not_ready => {
-                    Some(self.shared.timed(Status::NAMESPACE_NOT_READY))
-                }
-                Err(error) => Some(self.shared.timed(nvm::status(error, op))),
-            };
-            let done = (failed.is_none() && !work.has_more()).then(|| slot.stage.take_data());
-            (ticket, failed, lba, done)
-        };
-        match (failed, done) {
-            (Some(status), _) => {
-                let mut of = ticket;
-                if let Some(second) = self.second_of(ticket) {
-                    self.end(ticket, Reply::default());
-                    of = second;
-                }
-                self.release(of, status.into(), Sgl::empty(), Some(lba));
+                drop(slots);
+                return self.release(ticket, End { to_host, io: Some(io), ..End::default() });
             }
-            (None, Some(data)) => self.end_with(ticket, Reply::default(), data),
-            (None, None) => self.next_piece(ticket),
+            let lba = io.lba();
+            slot.io = Some(io);
+            (ticket, verdict, lba)
+        };
+        let Err(status) = verdict else { return self.next_piece(ticket, None) };
+        let mut of = ticket;
+        if let Some(second) = self.second_of(ticket) {
+            self.end(ticket, Reply::default());
+            of = second;
         }
+        self.release(of, End { reply: status.into(), lba: Some(lba), ..End::default() });
     }
 }

@@ -52,34 +52,53 @@ pub(super) enum Pending {
     FromHost,
 }
 
-/// A command at work on a volume, piece by piece.
+/// A command at work on a volume.
 pub(super) struct Work {
     pub attachment: Rc<Attachment>,
     /// What is asked of it, and how far that is.
     pub pieces: Pieces,
-    /// The Abort commands that want it back.
-    pub aborts: Vec<AbortAnswer>,
     /// It has passed the namespace's gate.
     pub entered: Option<bool>,
 }
 
+/// Small, since it is moved about: what few commands need is in a box.
 pub(super) enum Pieces {
-    /// One run of blocks and its memory; `done` blocks have ended or are under way.
-    Run { whole: Blocks, data: Sgl, done: Option<u32> },
-    /// A run of blocks that are read into the buffer again and again; `done` of them have been or are under way.
-    Verify { whole: Blocks, buffer: Sgl, done: u32 },
+    /// One run of blocks at once. Its memory is the slot's I/O's.
+    Whole(Blocks),
+    /// One run of blocks, part by part.
+    Parts(Box<Parts>),
+    /// A run of blocks that are read into the buffer again and again.
+    Verify(Box<Parts>),
     /// Compare and Write.
-    Fused(Fused),
+    Fused(Box<Fused>),
     /// Ranges; the last one is next.
     Ranges(Vec<Blocks>),
     /// A flush of each of these; the last one is next.
     Flushes(Vec<Rc<Attachment>>),
 }
 
+/// A run of blocks that is larger than what its volume, or our buffer, takes at once.
+pub(super) struct Parts {
+    pub whole: Blocks,
+    /// The memory of all of it; of a Verify, the buffer.
+    pub data: Sgl,
+    /// So many blocks have ended or are under way.
+    pub done: u32,
+}
+
+/// Who waits for a command's end, apart from its host.
+#[derive(Default)]
+pub(super) struct Waiters {
+    /// The Abort commands that want it back.
+    pub aborts: Vec<AbortAnswer>,
+    /// The Preempt and Abort that took it back.
+    pub hold: Option<Arc<Hold>>,
+}
+
 pub(super) struct Slot<C> {
     pub sqe: Sqe,
     pub command: Option<C>,
-    /// Here unless it is with a volume.
+    /// Here unless it is with a volume; it has the command's memory, once that is known.
     pub io: Option<Io>,
     /// When the I/O went to its volume, on the shard's clock.
     pub sent: u64,
@@ -88,23 +107,26 @@ pub(super) struct Slot<C> {
     pub preempted: bool,
     /// It is asked back because its volume is out of reach.
     pub not_ready: bool,
-    /// It waits for the command's end.
-    pub hold: Option<Arc<Hold>>,
+    /// Few commands have any.
+    pub waiters: Option<Box<Waiters>>,
     seq: u32,
 }
 
+const _: () = assert!(size_of::<Stage>() <= 64, "a stage is moved about");
+
 /// What is left of a command that has ended.
 pub(super) struct Released<C> {
-    pub sqe: Sqe,
+    pub cid: u16,
     pub command: C,
-    /// The Abort commands that wanted it back.
-    pub aborts: Vec<AbortAnswer>,
+    /// Its I/O, with its memory, unless that is with a volume or was taken.
+    pub io: Option<Io>,
+    pub waiters: Option<Box<Waiters>>,
     /// It was a Verify at work.
     pub verified: bool,
-    /// The Preempt and Abort that waits for its end.
-    pub hold: Option<Arc<Hold>>,
     /// It was one of a pair.
     pub pair: Option<Rc<Pair>>,
+    /// No command is in flight any more.
+    pub last: bool,
 }
 
 pub(super) struct Slots<C> {
@@ -140,7 +162,7 @@ impl<C> Slots<C> {
                     stage: Stage::Free,
                     preempted: false,
                     not_ready: false,
-                    hold: None,
+                    waiters: None,
                     seq: 0,
                 });
                 at
@@ -160,10 +182,15 @@ impl<C> Slots<C> {
         self.all.get_mut(usize::from(ticket.slot)).filter(|s| s.seq == ticket.seq && s.command.is_some())
     }
 
-    /// Gives back the command that was taken out of its slot for a moment.
-    pub fn put_back(&mut self, ticket: Ticket, command: C) {
-        if let Some(slot) = self.all.get_mut(usize::from(ticket.slot)).filter(|s| s.seq == ticket.seq) {
-            slot.command = Some(command);
+    /// The slot of a command that was taken out of it for a moment.
+    pub fn open(&mut self, ticket: Ticket) -> Option<&mut Slot<C>> {
+        self.all.get_mut(usize::from(ticket.slot)).filter(|s| s.seq == ticket.seq)
+    }
+
+    /// Keeps the I/O of a command that has ended, for the slot's next one.
+    pub fn keep(&mut self, ticket: Ticket, io: Io) {
+        if let Some(slot) = self.all.get_mut(usize::from(ticket.slot)) {
+            slot.io.get_or_insert(io);
         }
     }
 
@@ -177,15 +204,14 @@ impl<C> Slots<C> {
     pub fn release(&mut self, ticket: Ticket) -> Option<Released<C>> {
         let slot = self.get(ticket)?;
         let command = slot.command.take()?;
-        let (mut aborts, mut verified, mut pair) = (Vec::new(), false, None);
-        match &mut slot.stage {
+        let (mut verified, mut pair) = (false, None);
+        match &slot.stage {
             Stage::Io(work) => {
-                aborts = std::mem::take(&mut work.aborts);
                 if let Some(epoch) = work.entered {
                     work.attachment.gate().leave(epoch);
                 }
                 match &work.pieces {
-                    Pieces::Verify { .. } => verified = true,
+                    Pieces::Verify(_) => verified = true,
                     Pieces::Fused(fused) => pair = Some(fused.pair.clone()),
                     _ => {}
                 }
@@ -195,9 +221,10 @@ impl<C> Slots<C> {
         }
         slot.stage = Stage::Free;
         (slot.preempted, slot.not_ready) = (false, false);
-        let (sqe, hold) = (slot.sqe, slot.hold.take());
+        let (cid, io, waiters) = (slot.sqe.cid, slot.io.take(), slot.waiters.take());
         self.free.push(ticket.slot);
-        Some(Released { sqe, command, aborts, verified, hold, pair })
+        let last = self.in_flight() == 0;
+        Some(Released { cid, command, io, waiters, verified, pair, last })
     }
 
     /// A command in flight with that identifier.
@@ -216,7 +243,7 @@ impl<C> Slots<C> {
             match &slot.stage {
                 Stage::Data(Pending::Blocks(of, _) | Pending::Ranges(of)) if theirs(of) => {}
                 Stage::Io(work) if theirs(&work.attachment) => {
-                    slot.hold = Some(hold.clone());
+                    slot.waiters.get_or_insert_default().hold = Some(hold.clone());
                     at_work.push(at as u16);
                 }
                 _ => continue,

@@ -27,8 +27,9 @@ pub enum Direction {
 /// A transport's answer to "where is the data?".
 #[derive(Debug)]
 pub enum Data {
-    /// Here. From the host: the bytes are there. To the host: memory that the transport delivers with the completion.
-    Ready(Sgl),
+    /// In the list that was given. From the host: the bytes are there. To the host: memory that the transport delivers
+    /// with the completion.
+    Ready,
     /// [`Queue::data`] will tell, later.
     Later,
     /// There is none: the command ends with this status.
@@ -79,7 +80,7 @@ impl From<Status> for Outcome {
 }
 
 /// The completion of a command.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Completion {
     /// The command; its slot is free again after [`Transport::complete`] has returned.
     pub ticket: Ticket,
@@ -87,8 +88,6 @@ pub struct Completion {
     pub cid: u16,
     /// Status and values.
     pub reply: Reply,
-    /// Bytes for the host; empty unless the command succeeded and reads.
-    pub data: Sgl,
 }
 
 /// One queue's half of a transport. It is called by its queue, and calls the queue back only from outside these calls
@@ -110,7 +109,8 @@ pub trait Transport: Sized + 'static {
         command: &mut Self::Command,
     ) -> Option<Outcome>;
 
-    /// Where `len` bytes (never zero, at most MDTS or 4 KiB) of a command's data are or go; called at most once for each.
+    /// Where `len` bytes (never zero, at most MDTS or 4 KiB) of a command's data are or go: in `to`, which is empty, if it
+    /// is known now. Called at most once for each command.
     fn data(
         &self,
         ticket: Ticket,
@@ -118,6 +118,7 @@ pub trait Transport: Sized + 'static {
         command: &mut Self::Command,
         direction: Direction,
         len: usize,
+        to: &mut Sgl,
     ) -> Data;
 
     /// Whether a command that waits for its data may end now: not while the peer has been asked for the data and will
@@ -127,8 +128,9 @@ pub trait Transport: Sized + 'static {
         true
     }
 
-    /// Answers a command. It notes the answer and sends it at the end of the turn, with others.
-    fn complete(&self, command: Self::Command, completion: Completion);
+    /// Answers a command. It notes the answer and sends it at the end of the turn, with others. `data` is for the host,
+    /// and may be taken; it is empty unless the command succeeded and reads.
+    fn complete(&self, command: Self::Command, completion: Completion, data: &mut Sgl);
 
     /// The queue closes: nothing is fetched any more, commands that wait for data have ended.
     fn closing(&self);

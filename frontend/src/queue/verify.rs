@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use engine::mem::Buf;
 
-use super::slot::{Pieces, Stage, Work};
+use super::slot::{Parts, Pieces, Stage, Work};
 use super::{Queue, Ticket, Transport};
 use crate::namespace::Attachment;
 use crate::nvm::Blocks;
@@ -55,8 +55,8 @@ impl<T: Transport> Queue<T> {
                 continue;
             }
             let len = ((whole.blocks as usize) << attachment.block_shift).min(PIECE);
-            let pieces = Pieces::Verify { whole, buffer: Buf::new(len).sgl(0, len), done: 0 };
-            self.work(ticket, Work::new(attachment, pieces));
+            let parts = Parts { whole, data: Buf::new(len).sgl(0, len), done: 0 };
+            self.work(ticket, Work::new(attachment, Pieces::Verify(Box::new(parts))));
             // It is at work, unless its namespace has changed too much.
             if self.slots.borrow_mut().get(ticket).is_some() {
                 return;

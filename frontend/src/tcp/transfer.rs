@@ -90,14 +90,14 @@ impl SlotState {
 }
 
 impl Connection {
-    /// Memory for a command, when the budget has room for it.
-    fn reserve(self: &Rc<Self>, ticket: Ticket, cid: u16, direction: Direction, len: usize) -> Data {
+    /// Memory for a read. `None` for a write, whose host is asked for its data, and for all that wait for the budget.
+    fn reserve(self: &Rc<Self>, ticket: Ticket, cid: u16, direction: Direction, len: usize) -> Option<Sgl> {
         match self.home.budget.lease(&self.pinned, len) {
             Some(lease) => self.begin(ticket, cid, direction, len, lease),
             None => {
                 self.slot(ticket, |s| s.wants = Some((ticket, direction, len)));
                 self.home.budget.wait(self, ticket, len);
-                Data::Later
+                None
             }
         }
     }
@@ -108,7 +108,7 @@ impl Connection {
         let queue = self.queue.borrow().clone();
         let (Some((_, direction, len)), Some(queue)) = (wants, queue) else { return };
         let Some(cid) = queue.cid(ticket) else { return };
-        if let Data::Ready(sgl) = self.begin(ticket, cid, direction, len, lease) {
+        if let Some(sgl) = self.begin(ticket, cid, direction, len, lease) {
             queue.data(ticket, Ok(sgl));
         }
     }
@@ -120,18 +120,18 @@ impl Connection {
         direction: Direction,
         len: usize,
         lease: Lease,
-    ) -> Data {
+    ) -> Option<Sgl> {
         let sgl = Buf::new(len).sgl(0, len);
         if direction == Direction::ToHost {
             self.slot(ticket, |s| s.lease = Some(lease));
-            return Data::Ready(sgl);
+            return Some(sgl);
         }
         let since = self.shard.now();
         let windows = Default::default();
         let mut transfer = Transfer { ticket, cid, sgl, asked: 0, received: 0, windows, intact: true, since };
         self.ask(&mut transfer);
         self.slot(ticket, |s| (s.lease, s.transfer) = (Some(lease), Some(transfer)));
-        Data::Later
+        None
     }
 
     /// Asks for what a command still needs: for all of it if the host takes one R2T at a time, else for as many parts
@@ -286,6 +286,7 @@ impl Transport for Wire {
         capsule: &mut Capsule,
         direction: Direction,
         len: usize,
+        to: &mut Sgl,
     ) -> Data {
         let sgl = sqe.sgl();
         let in_capsule = match (sgl.kind(), sgl.subtype()) {
@@ -302,13 +303,20 @@ impl Transport for Wire {
                 Data::Failed(Status::SGL_OFFSET_INVALID.dnr())
             }
             (Direction::FromHost, true, Some(data)) if data.len() == sgl.length as usize => {
-                Data::Ready(if data.len() == len { data } else { data.slice(0, len) })
+                *to = if data.len() == len { data } else { data.slice(0, len) };
+                Data::Ready
             }
             (Direction::FromHost, true, _) => Data::Failed(Status::DATA_SGL_LENGTH_INVALID.dnr()),
             (Direction::ToHost, true, _) | (_, false, Some(_)) => {
                 Data::Failed(Status::SGL_DESCRIPTOR_TYPE_INVALID.dnr())
             }
-            (_, false, None) => self.0.reserve(ticket, sqe.cid, direction, len),
+            (_, false, None) => match self.0.reserve(ticket, sqe.cid, direction, len) {
+                Some(memory) => {
+                    *to = memory;
+                    Data::Ready
+                }
+                None => Data::Later,
+            },
         }
     }
 
@@ -316,7 +324,7 @@ impl Transport for Wire {
         self.0.slot(ticket, |s| s.transfer.is_none()).unwrap_or(true)
     }
 
-    fn complete(&self, capsule: Capsule, completion: Completion) {
+    fn complete(&self, capsule: Capsule, completion: Completion, data: &mut Sgl) {
         let connection = &self.0;
         if capsule.held > 0 {
             connection.home.inflow.give_back(&connection.capsules, capsule.held);
@@ -325,10 +333,10 @@ impl Transport for Wire {
         if matches!(connection.phase.get(), Phase::Lingering | Phase::Closed) {
             return;
         }
-        let Completion { cid, reply, data, .. } = completion;
+        let Completion { cid, reply, .. } = completion;
         if !data.is_empty() && reply.status.is_success() {
             let quiet = !connection.flow_control.get() && reply == Reply::default();
-            connection.send_data(cid, data, state.lease, quiet);
+            connection.send_data(cid, std::mem::take(data), state.lease, quiet);
             if quiet {
                 return;
             }

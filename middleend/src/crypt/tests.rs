@@ -1,6 +1,6 @@
 use std::sync::atomic::Ordering::Relaxed;
 
-use engine::mem::{Access, GuestMemory, Mapping, Region, SglBuilder};
+use engine::mem::{Access, GuestMemory, Mapping, Region, Sgl};
 
 use super::*;
 use crate::testing::{BLOCK, Host, Ram, content, filled, pattern};
@@ -40,16 +40,15 @@ fn blocks_that_lie_in_several_segments_are_gathered_and_scattered() {
     for cuts in
         [&[3, 1, 700, 832, 512][..], &[512, 1, 511, 1024], &[1536, 256, 256], &[100; 20], &[2048], &[2044, 4]]
     {
-        let mut list = SglBuilder::default();
+        let mut sgl = Sgl::empty();
         let (mut gpa, mut left) = (0, 4 * BLOCK);
         for cut in cuts {
             let len = left.min(*cut);
-            list.push(&memory, gpa, len, Access::Write).unwrap();
+            sgl.push_guest(&memory, gpa, len, Access::Write).unwrap();
             gpa += len as u64 + 8;
             left -= len;
         }
-        list.push(&memory, gpa, left, Access::Write).unwrap();
-        let sgl = list.finish();
+        sgl.push_guest(&memory, gpa, left, Access::Write).unwrap();
         let plain = pattern(2, 4 * BLOCK);
         sgl.copy_in(0, &plain);
 

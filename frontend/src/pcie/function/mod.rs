@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::mem::{Access, GuestMemory, MemError, Region, RegionId, SglBuilder, condemnations};
+use engine::mem::{Access, GuestMemory, MemError, Region, RegionId, Sgl, condemnations};
 use engine::{PollerId, Scope, Shard};
 use nvme_proto::aen::ErrorInfo;
 use nvme_proto::register::{Csts, offset};
@@ -45,7 +45,7 @@ pub(crate) struct Function {
     pub memory: RefCell<GuestMemory>,
     messages: RefCell<Option<Rc<dyn Messages>>>,
     /// Runs that are used again: no allocation for a command's data pointer.
-    pub spare: Cell<Runs>,
+    pub runs: RefCell<Runs>,
     /// Bytes in buffers: see [`super::staged`].
     pub staged: Cell<usize>,
     /// Completions on their way by message.
@@ -108,7 +108,7 @@ impl Function {
             msix_table: RefCell::new(msix_table()),
             memory: RefCell::default(),
             messages: RefCell::default(),
-            spare: Cell::default(),
+            runs: RefCell::default(),
             staged: Cell::new(0),
             late: Late::default(),
             sqs: RefCell::default(),
@@ -193,8 +193,9 @@ impl Function {
 
     fn memory_changed(self: &Rc<Self>) {
         for queue in self.sqs.borrow().iter() {
-            queue.transport().blind.set(false);
+            queue.transport().memory_changed();
         }
+        self.cqs.borrow().values().for_each(|cq| cq.memory_changed());
         self.drain_completions();
     }
 
@@ -233,7 +234,7 @@ impl Function {
         let (Some(end), memory) = (gpa.checked_add(len), self.memory.borrow()) else { return false };
         let mut at = gpa;
         while at < end {
-            match SglBuilder::default().push(&memory, at, (end - at) as usize, access) {
+            match Sgl::empty().push_guest(&memory, at, (end - at) as usize, access) {
                 Ok(()) => return true,
                 Err(MemError::ByMessage { gpa, len }) => at = gpa + len as u64,
                 Err(_) => return false,

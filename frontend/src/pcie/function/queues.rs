@@ -162,7 +162,7 @@ impl Function {
         let masked = self.interrupts.mask.get();
         let mut level = false;
         for cq in self.cqs.borrow().values() {
-            let Some(vector) = cq.vector else { continue };
+            let Some(vector) = cq.vector.filter(|_| cq.is_pending()) else { continue };
             self.look_at_head(cq);
             let held = cq.held.get();
             level |= cq.is_pending() && !held && masked & 1u32.wrapping_shl(vector.into()) == 0;
