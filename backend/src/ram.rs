@@ -1,4 +1,8 @@
-//! A volume in memory: nothing of it outlives the process, and it takes room only for what was written.
+//! A volume in memory: nothing of it outlives the process, and it takes room only for what was written, in huge pages
+//! where the kernel gives them.
+//!
+//! A transfer costs little but waiting for memory. So those of a turn gather, the beginning of each is fetched into the
+//! caches when it comes, and they are done at the turn's end.
 //!
 //! All shards share one mapping. So that no block is ever seen half written, whoever touches a stripe of 64 KiB (the
 //! largest block there is) holds one of a table of locks while it copies: one uncontended compare-and-swap in most
@@ -47,6 +51,7 @@ impl RamVolume {
     pub fn new(block_size: u32, blocks: u64) -> io::Result<Arc<Self>> {
         let bytes = crate::bytes_of(block_size, blocks)?;
         let map = Mapping::anonymous(usize::try_from(bytes).map_err(io::Error::other)?)?;
+        map.prefer_huge();
         let locks = (0..LOCKS).map(|_| Line::default()).collect();
         let limits = Limits::full(block_size, blocks);
         Ok(Arc::new(RamVolume { map: Arc::new(map), locks, limits, stats: VolumeStats::default() }))
@@ -108,8 +113,14 @@ impl Volume for RamVolume {
 
     fn open(self: Arc<Self>, shard: &Shard) -> Rc<dyn Channel> {
         let bytes = self.map.sgl(0, self.map.len()).unwrap_or_default();
-        let (discards, armed) = (RefCell::default(), Cell::new(false));
-        Rc::new(RamChannel { volume: self, bytes, shard: shard.clone(), discards, armed })
+        Rc::new(RamChannel {
+            volume: self,
+            bytes,
+            shard: shard.clone(),
+            transfers: RefCell::default(),
+            discards: RefCell::default(),
+            armed: Cell::new(false),
+        })
     }
 }
 
@@ -124,6 +135,8 @@ struct RamChannel {
     /// All of the volume: a hold of the shard's own, so that an I/O counts no references that shards share.
     bytes: Sgl,
     shard: Shard,
+    /// Transfers of this turn, and where their bytes are.
+    transfers: RefCell<VecDeque<(Io, Range<usize>)>>,
     discards: RefCell<VecDeque<Discard>>,
     /// A timer will go on with them.
     armed: Cell<bool>,
@@ -180,16 +193,38 @@ impl Channel for RamChannel {
             self.discards.borrow_mut().push_back(Discard { io, left: range });
             return self.arm();
         }
-        let result = self.transfer(&io, range);
-        io.complete(result);
+        if !io.op().has_data() {
+            let result = self.transfer(&io, range);
+            return io.complete(result);
+        }
+        self.bytes.prefetch(range.start);
+        let first = {
+            let mut transfers = self.transfers.borrow_mut();
+            transfers.push_back((io, range));
+            transfers.len() == 1
+        };
+        if first {
+            self.shard.clone().dirty(self);
+        }
     }
 
     fn revoke(&self, scope: Scope) {
-        let (revoked, rest) = self.discards.take().into_iter().partition(|d| scope.covers(&d.io));
+        let (gone, rest): (VecDeque<_>, _) =
+            self.transfers.take().into_iter().partition(|(io, _)| scope.covers(io));
+        self.transfers.replace(rest);
+        let (revoked, rest): (VecDeque<_>, _) =
+            self.discards.take().into_iter().partition(|d| scope.covers(&d.io));
         self.discards.replace(rest);
-        let revoked: VecDeque<Discard> = revoked;
-        for discard in revoked {
-            discard.io.complete(Err(IoError::Aborted));
+        for io in gone.into_iter().map(|(io, _)| io).chain(revoked.into_iter().map(|d| d.io)) {
+            io.complete(Err(IoError::Aborted));
+        }
+    }
+
+    fn kick(self: Rc<Self>) {
+        loop {
+            let Some((io, range)) = self.transfers.borrow_mut().pop_front() else { break };
+            let result = self.transfer(&io, range);
+            io.complete(result);
         }
     }
 }

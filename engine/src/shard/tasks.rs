@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 
@@ -16,6 +17,8 @@ type Boxed = Pin<Box<dyn Future<Output = ()>>>;
 /// Tasks that were woken, from this thread or another.
 struct Ready {
     keys: Mutex<Vec<usize>>,
+    /// Whether there are any: looked at in every turn, without the lock.
+    any: AtomicBool,
     bell: Arc<Bell>,
 }
 
@@ -33,6 +36,7 @@ struct TaskWaker {
 impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
         self.ready.keys().push(self.key);
+        self.ready.any.store(true, Ordering::Release);
         self.ready.bell.ring();
     }
 }
@@ -87,7 +91,8 @@ impl Drop for Task {
 impl Tasks {
     /// None yet; the bell is that of their shard.
     pub(super) fn new(bell: &Arc<Bell>) -> Self {
-        let ready = Arc::new(Ready { keys: Mutex::default(), bell: bell.clone() });
+        let ready =
+            Arc::new(Ready { keys: Mutex::default(), any: AtomicBool::new(false), bell: bell.clone() });
         Tasks(Rc::new(Inner { slots: RefCell::default(), seq: Cell::new(0), ready }))
     }
 
@@ -108,10 +113,14 @@ impl Tasks {
     }
 
     pub(super) fn has_ready(&self) -> bool {
-        !self.0.ready.keys().is_empty()
+        self.0.ready.any.load(Ordering::Acquire)
     }
 
     pub(super) fn run(&self) -> bool {
+        // Before the keys are taken: one that comes meanwhile is seen in the next turn at the latest.
+        if !self.has_ready() || !self.0.ready.any.swap(false, Ordering::AcqRel) {
+            return false;
+        }
         let ready = std::mem::take(&mut *self.0.ready.keys());
         let any = !ready.is_empty();
         for key in ready {

@@ -8,6 +8,9 @@ const COMPLETIONS: usize = 4096;
 /// looked at in between.
 const TURN: u64 = 500_000;
 
+/// Layers of a stack that gather what they send.
+const LAYERS: usize = 4;
+
 impl Shard {
     pub(super) fn tick(&self) {
         self.0.now.set(self.0.clock.read());
@@ -67,6 +70,9 @@ impl Shard {
     /// Delivers what has completed, until the budget or the time is used up, and a few in any case.
     fn deliver(&self, budget: &mut usize, until: u64) -> bool {
         let mut any = false;
+        if self.0.completed.borrow().is_empty() {
+            return false;
+        }
         self.tick();
         while *budget > 0 {
             let Some((io, result)) = self.0.completed.borrow_mut().pop_front() else { break };
@@ -84,9 +90,15 @@ impl Shard {
         any
     }
 
-    /// Kicks what is dirty; whether completions are waiting afterwards.
+    /// Kicks what is dirty, and the layers below that are dirty by that; whether completions are waiting afterwards. What
+    /// cannot send now may be dirty again: it has its next chance in the next turn.
     fn kick(&self) -> bool {
-        self.0.dirty.each(|channel| channel.kick());
+        for _ in 0..LAYERS {
+            self.0.dirty.each(|channel| channel.kick());
+            if self.0.dirty.is_empty() {
+                break;
+            }
+        }
         !self.0.completed.borrow().is_empty()
     }
 
