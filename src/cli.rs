@@ -182,15 +182,18 @@ pub struct Demo {
 /// Flags of `bench`.
 #[derive(Debug, Args)]
 pub struct Bench {
-    /// Socket of a vfio-user controller, or the directory that holds `cntrl`.
+    /// Socket of a vfio-user controller, or the directory that holds `cntrl`; repeated, `--queues` on each of them.
     #[arg(long, value_name = "PATH", required_unless_present = "tcp")]
-    pub vfio_user: Option<PathBuf>,
+    pub vfio_user: Vec<PathBuf>,
     /// Address of an NVMe/TCP target; `--nqn` names the subsystem.
     #[arg(long, value_name = "ADDR", conflicts_with = "vfio_user", requires = "nqn")]
     pub tcp: Option<SocketAddr>,
     /// Subsystem of the NVMe/TCP target.
     #[arg(long, value_name = "NQN")]
     pub nqn: Option<String>,
+    /// Controllers of that subsystem to have, each with `--queues` connections.
+    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with_all = ["job", "vfio_user"])]
+    pub controllers: u16,
     /// Ask for header digests.
     #[arg(long)]
     pub hdgst: bool,
@@ -201,7 +204,7 @@ pub struct Bench {
     #[arg(long, default_value = "1", value_delimiter = ',', value_name = "NSID")]
     pub nsid: Vec<u32>,
     /// Run fio's job file instead of the load that the flags describe.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["pattern", "read_mix", "block_size", "depth", "queues", "verify", "size", "seed"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pattern", "read_mix", "block_size", "depth", "queues", "rate", "verify", "size", "seed"])]
     pub job: Option<PathBuf>,
     /// Run only this section of the job file; may be repeated.
     #[arg(long, value_name = "NAME", requires = "job")]
@@ -221,6 +224,9 @@ pub struct Bench {
     /// I/O queues.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub queues: u16,
+    /// Commands a second at most, of all queues together.
+    #[arg(long, value_name = "N")]
+    pub rate: Option<u64>,
     /// Seconds to run: 5, or what the job file says.
     #[arg(long, value_name = "SECONDS")]
     pub seconds: Option<u64>,

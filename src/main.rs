@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(e) if e.is::<process::Unheard>() => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("isthmus: {e:#}");
             ExitCode::FAILURE

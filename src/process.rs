@@ -1,6 +1,6 @@
 //! What the process asks of its machine: log lines, open files, memory for the rings.
 
-use std::io;
+use std::io::{self, Write};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
@@ -72,3 +72,25 @@ pub fn die_with_parent() -> anyhow::Result<()> {
     anyhow::ensure!(nix::unistd::getppid() == parent, "the parent has ended");
     Ok(())
 }
+
+/// Whoever read standard output has closed it, as `head` does: what is left to say is for nobody.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output any more")]
+pub struct Unheard;
+
+/// Prints a line on standard output; `println!` would panic where its reader has gone.
+///
+/// # Errors
+/// [`Unheard`], or why it cannot be written.
+pub fn print_line(line: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{line}").map_err(|e| match e.kind() {
+        io::ErrorKind::BrokenPipe => Unheard.into(),
+        _ => anyhow::Error::from(e).context("standard output"),
+    })
+}
+
+/// [`print_line`] with the arguments of `println!`.
+macro_rules! say {
+    ($($line:tt)*) => { $crate::process::print_line(format_args!($($line)*)) };
+}
+pub(crate) use say;

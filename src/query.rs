@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::bench::{HOSTID, HOSTNQN};
 use crate::cli::{Discover, Identify};
+use crate::process::say;
 
 /// The port of NVMe/TCP controllers, and by custom of discovery services.
 const PORT: u16 = 4420;
@@ -26,14 +27,14 @@ pub fn discover(args: &Discover) -> anyhow::Result<()> {
     let found =
         ask(&args.addr, |shard, addr| nvme_tcp::discover(shard, Config::discovery(addr, host, HOSTID)))?;
     if args.json {
-        println!("{}", Value::Array(found.iter().map(entry_json).collect()));
+        say!("{}", Value::Array(found.iter().map(entry_json).collect()))?;
         return Ok(());
     }
-    println!("{:9} {:6} {:9} {:5} {:24} subsystem", "transport", "family", "kind", "port", "address");
+    say!("{:9} {:6} {:9} {:5} {:24} subsystem", "transport", "family", "kind", "port", "address")?;
     for entry in &found {
         let [transport, family, kind] = words(entry);
         let (port, address) = (&entry.trsvcid, &entry.traddr);
-        println!("{transport:9} {family:6} {kind:9} {port:5} {address:24} {}", subnqn(entry));
+        say!("{transport:9} {family:6} {kind:9} {port:5} {address:24} {}", subnqn(entry))?;
     }
     Ok(())
 }
@@ -49,11 +50,10 @@ pub fn identify(args: &Identify) -> anyhow::Result<()> {
         nvme_tcp::identify(shard, Config::new("identify", addr, nqn, host, HOSTID))
     })?;
     if args.json {
-        println!("{}", controller_json(&found));
+        say!("{}", controller_json(&found))?;
         return Ok(());
     }
-    print_controller(&found);
-    Ok(())
+    print_controller(&found)
 }
 
 fn host(hostnqn: Option<&str>) -> anyhow::Result<Nqn> {
@@ -173,19 +173,19 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn print_controller(found: &Identified) {
+fn print_controller(found: &Identified) -> anyhow::Result<()> {
     let id = &found.controller;
-    println!("controller        {}", found.cntlid);
-    println!("serial number     {}", text(&id.sn));
-    println!("model number      {}", text(&id.mn));
-    println!("firmware          {}", text(&id.fr));
-    println!("NVMe version      {}", version(found));
-    println!(
+    say!("controller        {}", found.cntlid)?;
+    say!("serial number     {}", text(&id.sn))?;
+    say!("model number      {}", text(&id.mn))?;
+    say!("firmware          {}", text(&id.fr))?;
+    say!("NVMe version      {}", version(found))?;
+    say!(
         "largest transfer  {}",
         mdts(found).map_or("no limit".into(), |bytes| format!("{} KiB", bytes >> 10))
-    );
-    println!("volatile cache    {}", if id.vwc.vwcp() { "yes" } else { "no" });
-    println!("\n{:>5} {:>14} {:>6} {:>10}  identity", "nsid", "blocks", "bytes", "MiB");
+    )?;
+    say!("volatile cache    {}", if id.vwc.vwcp() { "yes" } else { "no" })?;
+    say!("\n{:>5} {:>14} {:>6} {:>10}  identity", "nsid", "blocks", "bytes", "MiB")?;
     for (nsid, namespace, identity) in &found.namespaces {
         let (block_size, _) = format_of(namespace);
         let mib = (u128::from(namespace.nsze) * u128::from(block_size)) >> 20;
@@ -195,8 +195,9 @@ fn print_controller(found: &Identified) {
             (_, _, Some(eui64)) => format!("eui64 {}", hex(&eui64)),
             _ => "none".into(),
         };
-        println!("{nsid:>5} {:>14} {block_size:>6} {mib:>10}  {name}", namespace.nsze);
+        say!("{nsid:>5} {:>14} {block_size:>6} {mib:>10}  {name}", namespace.nsze)?;
     }
+    Ok(())
 }
 
 #[cfg(test)]

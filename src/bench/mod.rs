@@ -14,6 +14,7 @@ use host::workload::{self, Amount, Job, Ledger, Load, Pattern, Report};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::{Bench, OutputFormat};
+use crate::process::say;
 use jobfile::{JobFile, Section, Size};
 use target::Target;
 
@@ -83,6 +84,7 @@ pub fn run(args: &Bench) -> anyhow::Result<()> {
         }
         None => JobFile { global: Vec::new(), sections: vec![flags(args)?] },
     };
+    ensure!(args.job.is_none() || args.vfio_user.len() <= 1, "a job file has one controller");
     file.keep(&args.section)?;
     for section in &mut file.sections {
         if let (Some(seconds), Some(time)) = (args.seconds, section.time.as_mut()) {
@@ -90,6 +92,7 @@ pub fn run(args: &Bench) -> anyhow::Result<()> {
         }
         ensure!(section.disk < args.nsid.len(), "--nsid names fewer namespaces than the job file has disks");
     }
+    crate::process::raise_open_files();
     if let Some(cpu) = args.cpu {
         pin(cpu)?;
     }
@@ -102,10 +105,9 @@ pub fn run(args: &Bench) -> anyhow::Result<()> {
         outcomes.extend(run_group(args, number, &group, &stop)?);
     }
     match args.output_format {
-        OutputFormat::Json => println!("{:#}", show::json(&file.global, &outcomes)),
+        OutputFormat::Json => say!("{:#}", show::json(&file.global, &outcomes)),
         OutputFormat::Normal => show::table(&outcomes),
     }
-    Ok(())
 }
 
 /// The load that the flags describe.
@@ -131,7 +133,7 @@ fn flags(args: &Bench) -> anyhow::Result<Section> {
         ramp: Duration::ZERO,
         depth: args.depth,
         jobs: args.queues,
-        rate: None,
+        rate: args.rate,
         seed: args.seed,
         each_once: false,
         verify: args.verify,

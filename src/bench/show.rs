@@ -7,6 +7,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::{Map, Value, json};
 
 use super::{Outcome, Usage};
+use crate::process::say;
 
 /// The percentiles that fio prints.
 const PERCENTILES: [f64; 17] =
@@ -209,21 +210,21 @@ fn bins(report: &Report, unit: u64, bounds: &[u64]) -> Value {
 }
 
 /// One block for each job.
-pub fn table(outcomes: &[Outcome<'_>]) {
+pub fn table(outcomes: &[Outcome<'_>]) -> anyhow::Result<()> {
     for Outcome { section, report, usage, .. } in outcomes {
         let (size, depth) = (section.block_size, section.depth);
-        println!(
+        say!(
             "{}: {size} bytes each, {} queue(s) of depth {depth}, {:.1} s",
             section.name,
             section.jobs,
             report.elapsed.as_secs_f64()
-        );
-        println!("  {:>10.0} IOPS  {:>8.1} MiB/s", report.iops(), report.bandwidth() / (1 << 20) as f64);
+        )?;
+        say!("  {:>10.0} IOPS  {:>8.1} MiB/s", report.iops(), report.bandwidth() / (1 << 20) as f64)?;
         for (name, h) in [("read", &report.reads), ("write", &report.writes), ("trim", &report.trims)] {
             if h.count() > 0 {
                 let us = |d: Duration| d.as_secs_f64() * 1e6;
                 let at = |share| us(h.percentile(share));
-                println!(
+                say!(
                     "  {name:5} latency in µs: mean {:.1}  p50 {:.1}  p90 {:.1}  p99 {:.1}  p99.9 {:.1}  max {:.1}",
                     us(h.mean()),
                     at(0.5),
@@ -231,27 +232,28 @@ pub fn table(outcomes: &[Outcome<'_>]) {
                     at(0.99),
                     at(0.999),
                     us(h.max())
-                );
+                )?;
             }
         }
         if report.verified > 0 {
-            println!("  verified {:.1} MiB, every byte right", report.verified as f64 / (1 << 20) as f64);
+            say!("  verified {:.1} MiB, every byte right", report.verified as f64 / (1 << 20) as f64)?;
         }
-        limits(usage);
+        limits(usage)?;
     }
+    Ok(())
 }
 
-fn limits(usage: &Usage) {
+fn limits(usage: &Usage) -> anyhow::Result<()> {
     if let (Some(us), Some(share)) = (usage.target_us(), usage.target_share()) {
-        println!("  target: {us:.2} µs of CPU per command, {:.0} % of a core", share * 100.0);
+        say!("  target: {us:.2} µs of CPU per command, {:.0} % of a core", share * 100.0)?;
     }
     let waited = usage.waited * 100.0;
     match usage.limit() {
         "load" => {
-            println!("  the load waited only {waited:.0} % of its time: it was the limit, not the target")
+            say!("  the load waited only {waited:.0} % of its time: it was the limit, not the target")
         }
-        "target" => println!("  the target's core was saturated; the load waited {waited:.0} % of its time"),
-        _ => println!("  the load waited {waited:.0} % of its time"),
+        "target" => say!("  the target's core was saturated; the load waited {waited:.0} % of its time"),
+        _ => say!("  the load waited {waited:.0} % of its time"),
     }
 }
 

@@ -12,8 +12,8 @@ use crate::cli::Bench;
 
 /// A controller and its I/O queues.
 pub struct Target {
-    /// Holds the Admin queue open; the I/O queues depend on it.
-    _controller: Controller,
+    /// They hold the Admin queues open; the I/O queues depend on them.
+    _controllers: Vec<Controller>,
     pub queues: Vec<Box<dyn Queue>>,
     /// The process behind it, if it is on this machine and may be looked at.
     pub pid: Option<u32>,
@@ -25,19 +25,23 @@ enum Controller {
 }
 
 impl Target {
-    /// Connects, with one queue for each namespace in the list.
+    /// Connects to each controller, with one queue on it for each namespace in the list.
     pub fn open(args: &Bench, nsids: &[u32], depth: u16, max_transfer: usize) -> anyhow::Result<Self> {
         let count = u16::try_from(nsids.len()).context("too many queues")?;
-        let mut queues: Vec<Box<dyn Queue>> = Vec::new();
-        if let Some(path) = &args.vfio_user {
+        let (mut controllers, mut queues): (_, Vec<Box<dyn Queue>>) = (Vec::new(), Vec::new());
+        let mut pid = args.target_pid;
+        for path in &args.vfio_user {
             let options = vfio_user::Options { max_transfer, queues: count, depth };
             let mut controller = vfio_user::Controller::connect(path, options)
                 .with_context(|| format!("vfio-user controller at {}", path.display()))?;
             for &nsid in nsids {
                 queues.push(Box::new(controller.io_queue(nsid)?));
             }
-            let pid = args.target_pid.or_else(|| controller.server_pid());
-            return Ok(Target { _controller: Controller::VfioUser(Box::new(controller)), queues, pid });
+            pid = pid.or_else(|| controller.server_pid());
+            controllers.push(Controller::VfioUser(Box::new(controller)));
+        }
+        if !controllers.is_empty() {
+            return Ok(Target { _controllers: controllers, queues, pid });
         }
         let (Some(addr), Some(nqn)) = (args.tcp, &args.nqn) else {
             bail!("name a target: --vfio-user or --tcp")
@@ -52,13 +56,16 @@ impl Target {
             depth,
             kato: 0,
         };
-        let mut controller =
-            tcp::Controller::connect(addr, options).with_context(|| format!("target at {addr}"))?;
-        for &nsid in nsids {
-            queues.push(Box::new(controller.io_queue(nsid)?));
+        for _ in 0..args.controllers {
+            let mut controller = tcp::Controller::connect(addr, options.clone())
+                .with_context(|| format!("target at {addr}"))?;
+            for &nsid in nsids {
+                queues.push(Box::new(controller.io_queue(nsid)?));
+            }
+            controllers.push(Controller::Tcp(Box::new(controller)));
         }
-        let pid = args.target_pid.or_else(|| owner(listening(addr)?));
-        Ok(Target { _controller: Controller::Tcp(Box::new(controller)), queues, pid })
+        let pid = pid.or_else(|| owner(listening(addr)?));
+        Ok(Target { _controllers: controllers, queues, pid })
     }
 }
 

@@ -15,6 +15,7 @@ use host::{Queue, vfio_user};
 
 use crate::bench::interrupted;
 use crate::cli;
+use crate::process::say;
 use processes::{Server, cpu_time};
 
 /// Commands in flight at most.
@@ -38,8 +39,8 @@ pub fn run(args: &cli::Demo) -> anyhow::Result<()> {
 }
 
 fn show(args: &cli::Demo, directory: &Path, stop: &AtomicBool) -> anyhow::Result<()> {
-    println!("Isthmus demo: a host's NVMe disk on a remote NVMe/TCP target, encrypted on the way\n");
-    println!("  this process ── vfio-user ──▶ bridge: QoS ▸ AES-XTS-256 ▸ NVMe/TCP ──▶ remote: a file\n");
+    say!("Isthmus demo: a host's NVMe disk on a remote NVMe/TCP target, encrypted on the way\n")?;
+    say!("  this process ── vfio-user ──▶ bridge: QoS ▸ AES-XTS-256 ▸ NVMe/TCP ──▶ remote: a file\n")?;
     let media = directory.join("remote/aio/disk");
     let remote = Server::start("remote", directory, stop)?;
     std::fs::File::create(&media)
@@ -48,9 +49,9 @@ fn show(args: &cli::Demo, directory: &Path, stop: &AtomicBool) -> anyhow::Result
     let bridge = Server::start("bridge", directory, stop)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let calls = runtime.block_on(declare::whole_chain(&remote, &bridge, &media, stop))?;
-    println!("Built with {} gRPC calls:", calls.len());
+    say!("Built with {} gRPC calls:", calls.len())?;
     for call in &calls {
-        println!("  {:6.1} ms  {:6}  {}", call.took.as_secs_f64() * 1e3, call.server, call.what);
+        say!("  {:6.1} ms  {:6}  {}", call.took.as_secs_f64() * 1e3, call.server, call.what)?;
     }
 
     let socket = bridge.directory().join("ctrlr/near");
@@ -61,7 +62,7 @@ fn show(args: &cli::Demo, directory: &Path, stop: &AtomicBool) -> anyhow::Result
     ensure!(queue.namespace().block_size == BLOCK, "the disk has another block size");
     let mut ledger = Ledger::new(0x1571_4d05, blocks, BLOCK);
 
-    println!("\nVerified I/O as a host does it:");
+    say!("\nVerified I/O as a host does it:")?;
     let large = 128 << 10;
     let mut verified = 0;
     for (what, random, reads, io_size, amount) in [
@@ -87,15 +88,15 @@ fn show(args: &cli::Demo, directory: &Path, stop: &AtomicBool) -> anyhow::Result
         let report = stage(&mut queue, &job, Some(&mut ledger), what, stop)?;
         verified += report.verified;
         let (commands, mib) = (report.commands(), report.verified >> 20);
-        println!("  {what:34} {commands:9} commands   {mib:6} MiB verified");
+        say!("  {what:34} {commands:9} commands   {mib:6} MiB verified")?;
     }
     flush(&mut queue)?;
     let ciphertext = holds_no_stamp(&media)?;
     ensure!(ciphertext, "the remote holds plaintext");
-    println!("  the remote's file                  holds ciphertext alone");
+    say!("  the remote's file                  holds ciphertext alone")?;
 
-    println!("\nMeasured, the whole chain:");
-    println!("  {:26} {:>9} {:>9} {:>9} {:>9}   bridge's CPU", "", "IOPS", "p50 µs", "p99 µs", "p99.9 µs");
+    say!("\nMeasured, the whole chain:")?;
+    say!("  {:26} {:>9} {:>9} {:>9} {:>9}   bridge's CPU", "", "IOPS", "p50 µs", "p99 µs", "p99.9 µs")?;
     for (what, reads, depth) in [
         ("4 KiB random read, depth 1", 100, 1),
         ("4 KiB random write, depth 1", 0, 1),
@@ -113,14 +114,14 @@ fn show(args: &cli::Demo, directory: &Path, stop: &AtomicBool) -> anyhow::Result
         let side = if reads == 100 { &report.reads } else { &report.writes };
         let us = |share| side.percentile(share).as_secs_f64() * 1e6;
         let (iops, busy) = (report.iops(), busy * 100.0);
-        println!("  {what:28} {iops:7.0} {:9.1} {:9.1} {:9.1}   {busy:4.0} %", us(0.5), us(0.99), us(0.999));
+        say!("  {what:28} {iops:7.0} {:9.1} {:9.1} {:9.1}   {busy:4.0} %", us(0.5), us(0.99), us(0.999))?;
     }
     // The process comes to rest over some seconds: it looks at doorbells ever more rarely.
     rest(Duration::from_secs(5), stop)?;
     let (before, begin) = (cpu_time(bridge.pid()), Instant::now());
     rest(Duration::from_secs(5), stop)?;
     let busy = (cpu_time(bridge.pid()) - before).as_secs_f64() / begin.elapsed().as_secs_f64() * 100.0;
-    println!("  {:28} {:7} {:9} {:9} {:9}   {busy:4.1} %", "idle, connected", "", "", "", "");
+    say!("  {:28} {:7} {:9} {:9} {:9}   {busy:4.1} %", "idle, connected", "", "", "", "")?;
 
     let job = Job {
         pattern: Pattern { random: false, reads: 100, trims: false },
@@ -136,7 +137,7 @@ fn show(args: &cli::Demo, directory: &Path, stop: &AtomicBool) -> anyhow::Result
     drop((queue, controller));
     bridge.stop()?;
     remote.stop()?;
-    println!("\n{} MiB verified, every byte right.", verified >> 20);
+    say!("\n{} MiB verified, every byte right.", verified >> 20)?;
     Ok(())
 }
 
