@@ -15,10 +15,7 @@ fn main() -> Result<(), KeyError> {
         "engine", "key", "unit", "in place", "encrypt", "decrypt"
     );
     for key in [32, 64].map(|length| (0..length).collect::<Vec<u8>>()) {
-        let chosen = Xts::new(&key)?;
-        let mut portable = Xts::new(&key)?;
-        portable.force_portable();
-        for xts in [chosen, portable] {
+        for xts in Xts::engines(&key)? {
             for unit in [512, 4096] {
                 let shared: Vec<AtomicU8> = (0..RUN).map(|_| AtomicU8::new(1)).collect();
                 let mut buf = vec![1u8; RUN];

@@ -10,7 +10,7 @@
 //! # Engines
 //!
 //! The portable engine is the RustCrypto `aes` crate, which finds the processor's AES instructions by itself.
-//! Where the processor has AVX-512 and VAES, an engine of this crate takes over the data units that are
+//! Where the processor has VAES with AVX-512 or AVX2, an engine of this crate takes over the data units that are
 //! multiples of 512 bytes. It serves a key only after it has agreed with the portable engine under that key.
 //!
 //! # Shared memory
@@ -88,7 +88,7 @@ struct Run {
 pub struct Xts {
     portable: Box<Portable>,
     #[cfg(target_arch = "x86_64")]
-    wide: Option<vaes::Engine>,
+    vector: Option<vaes::Engine>,
 }
 
 impl Xts {
@@ -108,27 +108,45 @@ impl Xts {
         let portable = Box::new(Portable::new(data, tweak));
         Ok(Self {
             #[cfg(target_arch = "x86_64")]
-            wide: vaes::Engine::new(data, tweak).filter(|wide| wide.agrees_with(&portable)),
+            vector: [vaes::Width::Wide, vaes::Width::Narrow].into_iter().find_map(|width| {
+                vaes::Engine::new(data, tweak, width).filter(|engine| engine.agrees_with(&portable))
+            }),
             portable,
         })
     }
 
-    /// The engine that serves whole multiples of 512 bytes: `"vaes-512"` or `"portable"`.
-    pub fn engine(&self) -> &'static str {
-        #[cfg(target_arch = "x86_64")]
-        if self.wide.is_some() {
-            return "vaes-512";
-        }
-        "portable"
-    }
-
-    /// Takes the engine that every processor has, to compare it with the one that [`Xts::new`] chose.
+    /// Every engine that this processor has for `key`, the one that [`Xts::new`] takes first, to compare them.
+    ///
+    /// # Errors
+    ///
+    /// As there.
     #[doc(hidden)]
-    pub fn force_portable(&mut self) {
+    pub fn engines(key: &[u8]) -> Result<Vec<Self>, KeyError> {
+        let mut engines = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        for width in [vaes::Width::Wide, vaes::Width::Narrow] {
+            let mut xts = Self::new(key)?;
+            let (data, tweak) = key.split_at(key.len() / 2);
+            xts.vector = vaes::Engine::new(data, tweak, width);
+            engines.extend(xts.vector.is_some().then_some(xts));
+        }
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "it has nothing else"))]
+        let mut portable = Self::new(key)?;
         #[cfg(target_arch = "x86_64")]
         {
-            self.wide = None;
+            portable.vector = None;
         }
+        engines.push(portable);
+        Ok(engines)
+    }
+
+    /// The engine that serves whole multiples of 512 bytes: `"vaes-512"`, `"vaes-256"` or `"portable"`.
+    pub fn engine(&self) -> &'static str {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(vector) = &self.vector {
+            return vector.name();
+        }
+        "portable"
     }
 
     /// Encrypts the data units `first..` of `unit` bytes each from shared memory, reading each byte once.
@@ -191,11 +209,11 @@ impl Xts {
         );
         assert!(run.len.is_multiple_of(run.unit), "a run is made of whole data units");
         #[cfg(target_arch = "x86_64")]
-        if let Some(wide) = &self.wide
+        if let Some(vector) = &self.vector
             && run.unit.is_multiple_of(vaes::STRIDE)
         {
             // SAFETY: the caller's promise and the checks above are what the engine asks for.
-            return unsafe { wide.run(run) };
+            return unsafe { vector.run(run) };
         }
         // SAFETY: the caller's promise and the checks above are what the engine asks for.
         unsafe { self.portable.run(run) }

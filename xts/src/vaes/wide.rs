@@ -1,111 +1,22 @@
-//! The engine for processors with AVX-512 and VAES: thirty-two blocks in flight, four in each register.
+//! Thirty-two blocks in flight, four in each register of 64 bytes.
 //!
 //! Eight data registers and eight tweak registers fill the pipeline; the round keys fill most of the rest.
-//! A stride of 512 bytes never crosses a data unit, so units of 512 bytes run as fast as larger ones but for
-//! the encryption of their tweaks, which is done for four units at once.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use super::STRIDE;
+use super::keys::RoundKeys;
+use crate::Run;
 
-use crate::portable::Portable;
-use crate::{Direction, Run};
-
-/// Bytes in flight: data units must be multiples of this.
-pub(crate) const STRIDE: usize = LANES * 64;
 /// Registers in flight.
-const LANES: usize = 8;
-/// Round keys of AES-128 and AES-256 (FIPS 197).
-const KEYS_128: usize = 11;
-const KEYS_256: usize = 15;
-
-/// Round keys in the order of use, each the 16 bytes of a block in memory order.
-type RoundKeys = [u128; KEYS_256];
-
-/// The expanded keys, in a place that never moves and is wiped in the end.
-///
-/// A value exists only where the processor has what [`available`] asks for.
-pub(crate) struct Engine(Box<Schedule>);
-
-#[derive(Default, Zeroize, ZeroizeOnDrop)]
-struct Schedule {
-    /// Round keys in use: [`KEYS_128`] or [`KEYS_256`].
-    keys: usize,
-    encrypt: RoundKeys,
-    decrypt: RoundKeys,
-    tweak: RoundKeys,
-}
-
-fn available() -> bool {
-    is_x86_feature_detected!("aes")
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("vaes")
-        && is_x86_feature_detected!("vpclmulqdq")
-}
-
-impl Engine {
-    /// Expands two keys of 16 or 32 bytes each; `None` where the processor lacks an instruction.
-    pub(crate) fn new(data: &[u8], tweak: &[u8]) -> Option<Self> {
-        if !available() {
-            return None;
-        }
-        let mut schedule = Box::<Schedule>::default();
-        // SAFETY: the processor has the instructions.
-        unsafe { schedule.expand(data, tweak) };
-        Some(Self(schedule))
-    }
-
-    /// Whether both engines turn the same bytes into the same bytes and back, under the same key.
-    pub(crate) fn agrees_with(&self, portable: &Portable) -> bool {
-        const UNIT: usize = 2 * STRIDE;
-        const LEN: usize = 5 * UNIT;
-        let sample: [u8; LEN] = std::array::from_fn(|i| (i * 167 + i / 251) as u8);
-        [Direction::Encrypt, Direction::Decrypt].into_iter().all(|direction| {
-            let (mut one, mut other) = ([0; LEN], [0; LEN]);
-            let run = Run {
-                direction,
-                unit: UNIT,
-                first: u64::from(u32::MAX) - 1,
-                src: sample.as_ptr(),
-                dst: one.as_mut_ptr(),
-                len: LEN,
-            };
-            // SAFETY: both arrays are `LEN` bytes long, which is whole data units.
-            unsafe { self.run(run) };
-            // SAFETY: as above.
-            unsafe { portable.run(Run { dst: other.as_mut_ptr(), ..run }) };
-            one == other
-        })
-    }
-
-    /// # Safety
-    ///
-    /// As [`Xts::run`](crate::Xts), and the run is made of whole data units of whole strides.
-    pub(crate) unsafe fn run(&self, run: Run) {
-        let schedule = &*self.0;
-        let keys = match run.direction {
-            Direction::Encrypt => &schedule.encrypt,
-            Direction::Decrypt => &schedule.decrypt,
-        };
-        // SAFETY: the caller's promise; an engine exists only where the processor has the instructions.
-        unsafe {
-            match (schedule.keys, run.direction) {
-                (KEYS_128, Direction::Encrypt) => transform::<KEYS_128, false>(keys, &schedule.tweak, run),
-                (KEYS_128, Direction::Decrypt) => transform::<KEYS_128, true>(keys, &schedule.tweak, run),
-                (_, Direction::Encrypt) => transform::<KEYS_256, false>(keys, &schedule.tweak, run),
-                (_, Direction::Decrypt) => transform::<KEYS_256, true>(keys, &schedule.tweak, run),
-            }
-        }
-    }
-}
+const LANES: usize = STRIDE / 64;
 
 /// # Safety
 ///
-/// As [`Engine::run`].
+/// As [`Engine::run`](super::Engine::run), on a processor with the instructions.
 #[target_feature(enable = "aes,avx512f,avx512bw,vaes,vpclmulqdq")]
-unsafe fn transform<const KEYS: usize, const DECRYPT: bool>(
+pub(super) unsafe fn transform<const KEYS: usize, const DECRYPT: bool>(
     round_keys: &RoundKeys,
     tweak_keys: &RoundKeys,
     run: Run,
@@ -258,61 +169,4 @@ unsafe fn store(data: __m512i, to: *mut u8) {
         asm!("vmovdqu64 [{to}], {data}", data = in(zmm_reg) data, to = in(reg) to,
             options(nostack, preserves_flags));
     }
-}
-
-impl Schedule {
-    #[target_feature(enable = "aes")]
-    fn expand(&mut self, data: &[u8], tweak: &[u8]) {
-        self.keys = data.len() / 4 + 7;
-        expand_key(data, &mut self.encrypt);
-        expand_key(tweak, &mut self.tweak);
-        // The equivalent inverse cipher (FIPS 197, 5.3.5): the same keys backwards, the inner ones unmixed.
-        let last = self.keys - 1;
-        for i in 0..self.keys {
-            let key = self.encrypt[last - i];
-            self.decrypt[i] = if i == 0 || i == last { key } else { inverse_mix_columns(key) };
-        }
-    }
-}
-
-/// Key expansion (FIPS 197, 5.2) for keys of 16 or 32 bytes. A word is four bytes in memory order.
-#[target_feature(enable = "aes")]
-fn expand_key(key: &[u8], round_keys: &mut RoundKeys) {
-    let nk = key.len() / 4;
-    let mut words = [0u32; 4 * KEYS_256];
-    for (word, bytes) in words.iter_mut().zip(key.as_chunks::<4>().0) {
-        *word = u32::from_le_bytes(*bytes);
-    }
-    let mut rcon = 1;
-    for i in nk..4 * (nk + 7) {
-        let mut word = words[i - 1];
-        if i % nk == 0 {
-            word = sub_word(word).rotate_right(8) ^ rcon;
-            rcon = (rcon << 1) ^ (0x11b * (rcon >> 7));
-        } else if nk == 8 && i % nk == 4 {
-            word = sub_word(word);
-        }
-        words[i] = words[i - nk] ^ word;
-    }
-    for (key, [a, b, c, d]) in round_keys.iter_mut().zip(words.as_chunks::<4>().0) {
-        *key = u128::from(*a) | u128::from(*b) << 32 | u128::from(*c) << 64 | u128::from(*d) << 96;
-    }
-    words.zeroize();
-}
-
-/// The S-box on each byte of a word, without a table and so without a trace in the cache.
-#[target_feature(enable = "aes")]
-fn sub_word(word: u32) -> u32 {
-    _mm_cvtsi128_si32(_mm_aeskeygenassist_si128::<0>(_mm_set1_epi32(word as i32))) as u32
-}
-
-#[target_feature(enable = "aes")]
-fn inverse_mix_columns(key: u128) -> u128 {
-    let mut unmixed = 0u128;
-    // SAFETY: both integers are 16 bytes long.
-    unsafe {
-        let key = _mm_loadu_si128((&raw const key).cast());
-        _mm_storeu_si128((&raw mut unmixed).cast(), _mm_aesimc_si128(key));
-    }
-    unmixed
 }
