@@ -3,21 +3,26 @@
 
 mod chart;
 mod idle;
+mod isthmus;
 mod page;
+mod results;
 mod rows;
+mod run;
+mod spdk;
 mod target;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::process::capture;
+use results::Results;
 use rows::{Goal, Row, Way, rows};
-use target::{Kind, Target};
+use run::{Run, Runs};
+use target::{Kind, Setup, Target};
 
 /// What is compared, and how.
 #[derive(clap::Args)]
@@ -47,6 +52,9 @@ pub struct Options {
     /// Where the page goes.
     #[arg(long, default_value = "target/perf.html", value_name = "FILE")]
     output: PathBuf,
+    /// Keep what is measured in this file, and make the page of all that it has: a comparison can be made in pieces.
+    #[arg(long, value_name = "FILE")]
+    results: Option<PathBuf>,
     /// Another build of Isthmus than this one.
     #[arg(long, value_name = "PROGRAM")]
     program: Option<PathBuf>,
@@ -67,53 +75,6 @@ const TRIALS: usize = 4;
 /// The share of it from which they did.
 const DISTURBED: f64 = 0.05;
 
-/// What one run of a row says.
-#[derive(Clone, Debug)]
-struct Run {
-    iops: f64,
-    /// Latency in µs by percentile.
-    latency: Vec<(f64, f64)>,
-    /// The target's CPU in µs per I/O.
-    cpu: Option<f64>,
-    limit: String,
-}
-
-impl Run {
-    fn at(&self, percentile: f64) -> f64 {
-        self.latency.iter().find(|(p, _)| *p >= percentile).map_or(0.0, |(_, us)| *us)
-    }
-}
-
-/// The runs of a row on one target.
-type Runs = Vec<Run>;
-
-/// A median, the least and the most.
-#[derive(Clone, Copy, Debug, Default)]
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
-}
-
-fn spread(runs: &Runs, value: impl Fn(&Run) -> f64) -> Spread {
-    let mut values: Vec<f64> = runs.iter().map(value).collect();
-    values.sort_by(f64::total_cmp);
-    let at = |i: usize| values.get(i).copied().unwrap_or_default();
-    Spread { median: at(values.len() / 2), least: at(0), most: at(values.len().saturating_sub(1)) }
-}
-
-/// All that was found.
-struct Results {
-    /// The targets' names: Isthmus, and the peer.
-    names: Vec<String>,
-    rows: Vec<(Row, Vec<Runs>)>,
-    idle: Vec<idle::Idle>,
-    /// The largest share of the target's first CPU that others took in a run.
-    disturbed: f64,
-    machine: Vec<(String, String)>,
-    command: String,
-}
-
 /// Measures, writes the page and prints the table of ratios.
 ///
 /// # Errors
@@ -133,12 +94,19 @@ pub fn perf(program: &Path, root: &Path, options: &Options) -> Result<()> {
     kinds.extend(options.peer.as_deref().map(Kind::parse).transpose()?);
     let directory = std::env::temp_dir().join(format!("isthmus-perf.{}", std::process::id()));
     fs::create_dir_all(&directory)?;
-    let outcome = measure(program, root, options, &kinds, chosen, wanted("idle"), &directory);
-    let results = match outcome {
+    let outcome = measure(program, root, options, &kinds, &chosen, wanted("idle"), &directory);
+    let mut results = match outcome {
         Ok(results) => results,
         Err(error) => return Err(error.context(format!("its files are in {}", directory.display()))),
     };
     fs::remove_dir_all(&directory).ok();
+    if let Some(path) = &options.results {
+        let path = root.join(path);
+        let mut all = Results::load(&path).with_context(|| path.display().to_string())?;
+        all.merge(results);
+        all.save(&path)?;
+        results = all;
+    }
     println!("{}", page::table(&results));
     let output = root.join(&options.output);
     fs::write(&output, page::page(&results)).with_context(|| output.display().to_string())?;
@@ -151,32 +119,59 @@ fn measure(
     root: &Path,
     options: &Options,
     kinds: &[Kind],
-    chosen: Vec<Row>,
+    chosen: &[Row],
     idle: bool,
     directory: &Path,
 ) -> Result<Results> {
-    let mut results = Results {
-        names: Vec::new(),
-        rows: Vec::new(),
-        idle: Vec::new(),
-        disturbed: 0.0,
-        machine: machine(options),
-        command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-    };
+    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let mut results = Results { machine: machine(options), command, ..Results::default() };
     if idle {
         for kind in kinds.iter().filter(|kind| !matches!(kind, Kind::There { .. })) {
             results.idle.push(idle::measure(kind, program, &directory.join("idle"), options)?);
         }
     }
-    if chosen.is_empty() {
-        return Ok(results);
+    let mut number = 0;
+    for setup in [Setup::Paths, Setup::Crowd, Setup::Shards(1), Setup::Shards(2)] {
+        let rows: Vec<&Row> = chosen.iter().filter(|row| row.setup == setup).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let targets = start(program, root, options, kinds, setup, &rows, directory)?;
+        results.names = targets.iter().map(|target| target.name.clone()).collect();
+        for row in rows {
+            number += 1;
+            eprintln!("{number} of {}: {}", chosen.len(), row.id);
+            let (runs, disturbed) = take_turns(program, root, options, &targets, row)?;
+            results.disturbed = results.disturbed.max(disturbed);
+            results.rows.push((row.clone(), runs));
+        }
+        targets.into_iter().try_for_each(Target::stop)?;
     }
+    Ok(results)
+}
+
+/// The targets with that set-up, stopped.
+fn start(
+    program: &Path,
+    root: &Path,
+    options: &Options,
+    kinds: &[Kind],
+    setup: Setup,
+    rows: &[&Row],
+    directory: &Path,
+) -> Result<Vec<Target>> {
+    let cpus = match setup {
+        // There may be no third CPU: the second shard has the load's.
+        Setup::Shards(2) => format!("{},{}", options.target_cpus, options.load_cpu),
+        _ => options.target_cpus.clone(),
+    };
+    let directory = directory.join(format!("{setup:?}"));
     let mut targets = Vec::new();
     for kind in kinds {
-        let target = kind.start(directory, &options.target_cpus, false)?;
+        let target = kind.start(&directory, &cpus, setup)?;
         // Memory that was never written is read faster than any other.
-        for way in [Way::Tcp, Way::Chain, Way::Four] {
-            if !chosen.iter().any(|row| row.way.name() == way.name()) {
+        for way in [Way::Tcp, Way::Chain, Way::Four, Way::Crowd] {
+            if !rows.iter().any(|row| row.way.name() == way.name()) {
                 continue;
             }
             for nsid in 1..=if way == Way::Four { 4 } else { 1 } {
@@ -190,36 +185,67 @@ fn measure(
         target.pause(true)?;
         targets.push(target);
     }
-    results.names = targets.iter().map(|target| target.name.clone()).collect();
-    for (i, row) in chosen.iter().enumerate() {
-        eprintln!("{} of {}: {}", i + 1, chosen.len(), row.id);
-        let mut runs: Vec<Runs> = targets.iter().map(|_| Vec::new()).collect();
-        for _ in 0..options.runs.max(1) {
-            for (target, runs) in targets.iter().zip(&mut runs) {
-                let Some(reach) = target.reach(row.way) else { continue };
+    Ok(targets)
+}
+
+/// Runs a row on each target in turns; the runs of each, and the largest share of the CPU that others took.
+fn take_turns(
+    program: &Path,
+    root: &Path,
+    options: &Options,
+    targets: &[Target],
+    row: &Row,
+) -> Result<(Vec<Runs>, f64)> {
+    let mut runs: Vec<Runs> = targets.iter().map(|_| Vec::new()).collect();
+    let mut paces = vec![Vec::new(); targets.len()];
+    let mut disturbed: f64 = 0.0;
+    for _ in 0..options.runs.max(1) {
+        for (i, target) in targets.iter().enumerate() {
+            let Some(reach) = target.reach(row.way) else { continue };
+            let mut turn = |rate: &[String]| {
                 let seconds = ["--seconds".to_owned(), options.seconds.to_string()];
-                let arguments = [&reach[..], &row.load, &seconds].concat();
-                for trial in 0..TRIALS {
-                    target.pause(false)?;
-                    let before = taken(options, target);
-                    let run = bench(program, root, options, target, &arguments);
-                    let others = taken(options, target) - before;
-                    target.pause(true)?;
-                    let share = others / options.seconds.max(1) as f64;
-                    match run.and_then(|json| one(row, &json)) {
-                        Ok(_) if share > DISTURBED && trial + 1 < TRIALS => continue,
-                        Ok(run) => runs.push(run),
-                        Err(error) => eprintln!("{}, {}: {error:#}", target.name, row.id),
-                    }
-                    results.disturbed = results.disturbed.max(share);
-                    break;
-                }
+                let arguments = [&reach[..], &row.load, &seconds, rate].concat();
+                let (run, share) = undisturbed(program, root, options, target, row, &arguments)?;
+                disturbed = disturbed.max(share);
+                Ok::<_, anyhow::Error>(run)
+            };
+            if let (Some(pace), true) = (row.pace, paces[i].is_empty()) {
+                let Some(most) = turn(&[])? else { continue };
+                paces[i] = vec!["--rate".to_owned(), format!("{:.0}", most.iops * pace)];
+            }
+            runs[i].extend(turn(&paces[i])?);
+        }
+    }
+    Ok((runs, disturbed))
+}
+
+/// One run, again while others take the target's CPU; nothing if it fails, which is said. And the share that they took.
+fn undisturbed(
+    program: &Path,
+    root: &Path,
+    options: &Options,
+    target: &Target,
+    row: &Row,
+    arguments: &[String],
+) -> Result<(Option<Run>, f64)> {
+    for trial in 1.. {
+        target.pause(false)?;
+        let before = taken(options, target);
+        let run = bench(program, root, options, target, arguments);
+        let others = taken(options, target) - before;
+        target.pause(true)?;
+        // The load's CPU is one of the target's there.
+        let share = if row.setup == Setup::Shards(2) { 0.0 } else { others / options.seconds.max(1) as f64 };
+        match run.and_then(|json| Run::of(row, &json)) {
+            Ok(_) if share > DISTURBED && trial < TRIALS => {}
+            Ok(run) => return Ok((Some(run), share)),
+            Err(error) => {
+                eprintln!("{}, {}: {error:#}", target.name, row.id);
+                return Ok((None, share));
             }
         }
-        results.rows.push((row.clone(), runs));
     }
-    targets.into_iter().try_for_each(Target::stop)?;
-    Ok(results)
+    Ok((None, 0.0))
 }
 
 fn bench(
@@ -249,25 +275,6 @@ fn taken(options: &Options, target: &Target) -> f64 {
     };
     let all: f64 = options.target_cpus.split(',').map(of).sum();
     (all - idle::ticks(pid).unwrap_or_default()) / 100.0
-}
-
-/// The figures of a row in bench's JSON; jobs that ran side by side are one.
-fn one(row: &Row, json: &Value) -> Result<Run> {
-    let jobs = json["jobs"].as_array().context("no jobs")?;
-    ensure!(!jobs.is_empty(), "no jobs");
-    let mut run = Run { iops: 0.0, latency: Vec::new(), cpu: None, limit: String::new() };
-    for job in jobs {
-        for side in ["read", "write", "trim"] {
-            run.iops += job[side]["iops"].as_f64().unwrap_or_default();
-        }
-    }
-    let side = &jobs[0][if row.writes { "write" } else { "read" }]["clat_ns"]["percentile"];
-    let all: BTreeMap<String, f64> = serde_json::from_value(side.clone()).unwrap_or_default();
-    run.latency = all.iter().filter_map(|(p, ns)| Some((p.parse().ok()?, ns / 1000.0))).collect();
-    run.latency.sort_by(|a, b| a.0.total_cmp(&b.0));
-    run.cpu = jobs[0]["isthmus"]["target_cpu_us_per_io"].as_f64();
-    run.limit = jobs[0]["isthmus"]["limit"].as_str().unwrap_or_default().to_owned();
-    Ok(run)
 }
 
 /// What the machine is.

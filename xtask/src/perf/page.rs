@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::chart::{Scale, Series, chart, escape, human};
+use super::results::Results;
 use super::rows::{Goal, Row};
-use super::{Results, Runs, Spread, spread};
+use super::run::{Run, Runs, Spread, spread};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--a:#0b62c4;--b:#c4500b;--line:#8886}\
@@ -30,13 +31,18 @@ struct Ratio {
 fn ratios(results: &Results) -> Vec<Ratio> {
     let mut all = Vec::new();
     for (row, runs) in &results.rows {
+        if let (Goal::Tail(goal), Some(ours)) = (row.goal, runs.first().filter(|runs| !runs.is_empty())) {
+            let is = spread(ours, |run| run.at(99.9) / run.at(50.0).max(1e-9)).median;
+            let (name, is_text, must) =
+                (format!("{} p99.9 over p50, ours", row.id), format!("{is:.2}"), format!("≤ {goal:.2}"));
+            all.push(Ratio { name, is: is_text, must, met: is <= goal });
+        }
         let [ours, theirs] = &runs[..] else { continue };
         if ours.is_empty() || theirs.is_empty() {
             continue;
         }
-        let of = |value: &dyn Fn(&super::Run) -> f64| {
-            spread(ours, value).median / spread(theirs, value).median.max(1e-9)
-        };
+        let of =
+            |value: &dyn Fn(&Run) -> f64| spread(ours, value).median / spread(theirs, value).median.max(1e-9);
         match row.goal {
             Goal::Iops(goal) => {
                 let is = of(&|run| run.iops);
@@ -61,7 +67,7 @@ fn ratios(results: &Results) -> Vec<Ratio> {
                     });
                 }
             }
-            Goal::None => {}
+            Goal::Tail(_) | Goal::None => {}
         }
     }
     if let [ours, theirs] = &results.idle[..] {
@@ -126,10 +132,13 @@ pub fn table(results: &Results) -> String {
     for idle in &results.idle {
         let _ = writeln!(
             text,
-            "\n{} idle, 64 connections and 16 controllers: {:.2} % of a core, {:.1} MiB; first I/O {:.0} ms after its start",
+            "\n{} idle, 64 connections and 16 controllers: {:.2} % of a core, {:.1} MiB ({:.0} KiB a \
+             connection, {:.0} KiB a controller); first I/O {:.0} ms after its start",
             idle.name,
             idle.cpu * 100.0,
             idle.memory,
+            idle.per_connection,
+            idle.per_controller,
             idle.first_io
         );
     }
@@ -201,14 +210,16 @@ pub fn page(results: &Results) -> String {
     }
     if !results.idle.is_empty() {
         html += "<h2>Idle, with 64 connections and 16 controllers</h2><table><tr><th></th><th>% of a core</th><th>MiB</th>\
-                 <th>start to first I/O, ms</th></tr>";
+                 <th>KiB a connection</th><th>KiB a controller</th><th>start to first I/O, ms</th></tr>";
         for idle in &results.idle {
             let _ = write!(
                 html,
-                "<tr><td>{}</td><td>{:.2}</td><td>{:.1}</td><td>{:.0}</td></tr>",
+                "<tr><td>{}</td><td>{:.2}</td><td>{:.1}</td><td>{:.0}</td><td>{:.0}</td><td>{:.0}</td></tr>",
                 escape(&idle.name),
                 idle.cpu * 100.0,
                 idle.memory,
+                idle.per_connection,
+                idle.per_controller,
                 idle.first_io
             );
         }
@@ -243,7 +254,7 @@ fn charts(results: &Results) -> String {
     plots.dedup();
     let mut html = String::new();
     for plot in plots {
-        let points = |value: fn(&super::Run) -> f64| -> Vec<Series> {
+        let points = |value: fn(&Run) -> f64| -> Vec<Series> {
             let line = |(i, name): (usize, &String)| {
                 let rows =
                     results.rows.iter().filter(|(row, _)| row.plot.is_some_and(|(name, _)| name == plot));
@@ -257,8 +268,11 @@ fn charts(results: &Results) -> String {
             results.names.iter().enumerate().map(line).collect()
         };
         let x = match plot {
-            _ if plot.contains("connections") => ("connections", Scale::Logarithmic),
-            _ if plot.contains("volumes") => ("volumes", Scale::Linear),
+            _ if plot.starts_with("NVMe/TCP connections") => ("connections", Scale::Logarithmic),
+            _ if plot.starts_with("vfio-user controllers") => ("controllers", Scale::Logarithmic),
+            _ if plot.starts_with("namespaces") => ("namespaces", Scale::Logarithmic),
+            _ if plot.starts_with("volumes") => ("volumes", Scale::Linear),
+            _ if plot.starts_with("shards") => ("shards", Scale::Linear),
             _ => ("depth", Scale::Logarithmic),
         };
         let _ = write!(html, "<h2>{}</h2><div class=\"charts\">", escape(plot));
@@ -279,7 +293,7 @@ fn charts(results: &Results) -> String {
         .map(|(row, runs)| {
             let line = |(name, runs): (&String, &Runs)| {
                 // The run in the middle, by its median.
-                let mut order: Vec<&super::Run> = runs.iter().collect();
+                let mut order: Vec<&Run> = runs.iter().collect();
                 order.sort_by(|a, b| a.at(50.0).total_cmp(&b.at(50.0)));
                 let middle = order.get(order.len() / 2).map(|run| run.latency.as_slice()).unwrap_or_default();
                 Series { name: name.clone(), points: middle.iter().map(|&(p, us)| (us, p, p, p)).collect() }

@@ -1,7 +1,9 @@
 //! What is measured: the rows of the comparison.
 
+use super::target::{NAMESPACES, Setup};
+
 /// Which of a target's subsystems a row is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// NVMe/TCP → RAM.
     Tcp,
@@ -13,21 +15,29 @@ pub enum Way {
     Chain,
     /// NVMe/TCP → four RAM volumes.
     Four,
+    /// NVMe/TCP → RAM, of the subsystem that has many controllers.
+    Crowd,
+    /// So many vfio-user controllers of it.
+    Controllers(u16),
+    /// NVMe/TCP → null, in a subsystem with so many namespaces.
+    Namespaces(u16),
 }
 
 impl Way {
     /// The name of its subsystem.
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Way::Tcp | Way::VfioUser => "memory",
-            Way::Null => "null",
-            Way::Chain => "chain",
-            Way::Four => "four",
+            Way::Tcp | Way::VfioUser => "memory".into(),
+            Way::Null => "null".into(),
+            Way::Chain => "chain".into(),
+            Way::Four => "four".into(),
+            Way::Crowd | Way::Controllers(_) => "crowd".into(),
+            Way::Namespaces(n) => format!("many{n}"),
         }
     }
 
     pub fn is_tcp(self) -> bool {
-        matches!(self, Way::Tcp | Way::Four)
+        matches!(self, Way::Tcp | Way::Four | Way::Crowd | Way::Namespaces(_))
     }
 }
 
@@ -38,6 +48,8 @@ pub enum Goal {
     Iops(f64),
     /// Its p50 and p99, at most so many times.
     Latency(f64),
+    /// Our p99.9, at most so many times our p50.
+    Tail(f64),
     /// It is a point of a plot.
     None,
 }
@@ -46,10 +58,13 @@ pub enum Goal {
 #[derive(Clone, Debug)]
 pub struct Row {
     pub id: String,
+    pub setup: Setup,
     pub way: Way,
     /// Flags of `isthmus bench`, or a job file and its section.
     pub load: Vec<String>,
     pub writes: bool,
+    /// The share of the IOPS that this load reaches at which it is then run.
+    pub pace: Option<f64>,
     pub goal: Goal,
     /// The plot that it is a point of, and where on its horizontal axis.
     pub plot: Option<(&'static str, f64)>,
@@ -63,8 +78,12 @@ fn words(text: &str) -> Vec<String> {
 pub fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     let mut add = |id: String, way, load: &str, goal, plot| {
-        let writes = id.contains("write");
-        rows.push(Row { id, way, load: words(load), writes, goal, plot });
+        let setup = match way {
+            Way::Crowd | Way::Controllers(_) | Way::Namespaces(_) => Setup::Crowd,
+            _ => Setup::Paths,
+        };
+        let (writes, pace) = (id.contains("write"), matches!(goal, Goal::Tail(_)).then_some(0.7));
+        rows.push(Row { id, setup, way, load: words(load), writes, pace, goal, plot });
     };
     for (way, name) in [(Way::Tcp, "tcp"), (Way::VfioUser, "vfio-user"), (Way::Chain, "chain")] {
         for rw in ["randread", "randwrite"] {
@@ -99,21 +118,17 @@ pub fn rows() -> Vec<Row> {
             let load = format!("--pattern {rw} --depth {depth} --queues 4");
             add(format!("vfio-user-x4-{rw}-{depth}"), Way::VfioUser, &load, Goal::Iops(1.2), None);
         }
-        for connections in [1u16, 4, 16, 64, 120] {
-            let goal = if connections == 64 { Goal::Iops(1.2) } else { Goal::None };
-            let plot = match rw {
-                "randread" => "NVMe/TCP connections at depth 1, 4 KiB random read",
-                _ => "NVMe/TCP connections at depth 1, 4 KiB random write",
-            };
-            let load = format!("--pattern {rw} --depth 1 --queues {connections}");
-            add(
-                format!("tcp-x{connections}-{rw}-1"),
-                Way::Tcp,
-                &load,
-                goal,
-                Some((plot, connections.into())),
-            );
+        for (way, name) in [(Way::Tcp, "tcp"), (Way::VfioUser, "vfio-user")] {
+            let load = format!("--pattern {rw} --depth 32");
+            add(format!("{name}-{rw}-32-at-70%"), way, &load, Goal::Tail(3.0), None);
         }
+        add(
+            format!("tcp-x64-{rw}-1"),
+            Way::Tcp,
+            &format!("--pattern {rw} --queues 64"),
+            Goal::Iops(1.2),
+            None,
+        );
         add(
             format!("null-{rw}-128"),
             Way::Null,
@@ -132,6 +147,41 @@ pub fn rows() -> Vec<Row> {
         let load = format!("--job fio-jobs/volumes.fio --nsid 1,2,3,4{sections}");
         let plot = Some(("volumes, each 4 KiB random 70/30 at depth 32", f64::from(volumes)));
         add(format!("volumes-{volumes}"), Way::Four, &load, Goal::None, plot);
+    }
+    for rw in ["randread", "randwrite"] {
+        let plot = match rw {
+            "randread" => "NVMe/TCP connections at depth 1, 4 KiB random read",
+            _ => "NVMe/TCP connections at depth 1, 4 KiB random write",
+        };
+        for connections in [1u16, 4, 16, 64, 256, 1024] {
+            let (controllers, queues) = (connections.div_ceil(64), connections.min(64));
+            let load = format!("--pattern {rw} --controllers {controllers} --queues {queues}");
+            let plot = Some((plot, connections.into()));
+            add(format!("connections-{connections}-{rw}"), Way::Crowd, &load, Goal::None, plot);
+        }
+    }
+    for controllers in [1u16, 4, 16, 64, 200] {
+        let plot = Some(("vfio-user controllers, each 4 KiB random read at depth 4", controllers.into()));
+        let id = format!("controllers-{controllers}");
+        add(id, Way::Controllers(controllers), "--pattern randread --depth 4", Goal::None, plot);
+    }
+    for many in NAMESPACES {
+        let plot =
+            Some(("namespaces in a subsystem over TCP, 4 KiB random read of one at depth 32", many.into()));
+        let id = format!("namespaces-{many}");
+        add(id, Way::Namespaces(many), "--pattern randread --depth 32", Goal::None, plot);
+    }
+    for shards in [1u16, 2] {
+        rows.push(Row {
+            id: format!("shards-{shards}"),
+            setup: Setup::Shards(shards),
+            way: Way::Tcp,
+            load: words("--pattern randread --depth 4 --queues 8 --rate 50000"),
+            writes: false,
+            pace: None,
+            goal: Goal::None,
+            plot: Some(("shards, eight TCP connections, 50,000 reads a second", shards.into())),
+        });
     }
     rows
 }

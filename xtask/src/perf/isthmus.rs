@@ -1,0 +1,129 @@
+//! Isthmus as a target: what is declared for each set-up.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use super::target::{BLOCKS, CROWD, IDLE, KEYS, NAMESPACES, Setup, Target, free_port, nqn};
+
+/// Starts it as it is to be measured.
+pub fn start(program: &Path, directory: &Path, cpus: &str, setup: Setup) -> Result<Target> {
+    fs::create_dir_all(directory)?;
+    let port = free_port()?;
+    let (mut first, mut second) = (String::new(), String::new());
+    match setup {
+        Setup::Idle => {
+            volume(&mut first, "null", "null-volume");
+            subsystem(&mut first, "memory", &["null-volume"], Some(port), 0);
+            for i in 0..IDLE {
+                volume(&mut first, "null", &format!("null-volume{i}"));
+                subsystem(&mut first, &format!("idle{i}"), &[&format!("null-volume{i}")], None, 1);
+            }
+        }
+        Setup::Shards(_) => {
+            volume(&mut first, "malloc", "ram-volume");
+            subsystem(&mut first, "memory", &["ram-volume"], Some(port), 0);
+        }
+        Setup::Crowd => {
+            volume(&mut first, "malloc", "crowd-volume");
+            subsystem(&mut first, "crowd", &["crowd-volume"], Some(port), CROWD);
+            for many in NAMESPACES {
+                let names: Vec<String> = (0..many).map(|i| format!("many{many}-{i}")).collect();
+                names.iter().for_each(|name| volume(&mut first, "null", name));
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                subsystem(&mut first, &format!("many{many}"), &names, Some(port), 0);
+            }
+        }
+        Setup::Paths => {
+            paths(&mut first, port);
+            // The chain's remote is this same process, so that all of it is on one CPU: it is declared once its target is
+            // there.
+            fs::write(directory.join("key"), (0..KEYS.len() as u8 * 32).collect::<Vec<u8>>())?;
+            chain(&mut second, port, &directory.join("key"));
+            serve(program, directory, cpus, &first, port)?.stop()?;
+            return serve(program, directory, cpus, &second, port);
+        }
+    }
+    serve(program, directory, cpus, &first, port)
+}
+
+fn paths(to: &mut String, port: u16) {
+    for id in ["ram-volume", "far-volume", "four1", "four2", "four3", "four4"] {
+        volume(to, "malloc", id);
+    }
+    volume(to, "null", "null-volume");
+    subsystem(to, "memory", &["ram-volume"], Some(port), 1);
+    subsystem(to, "away", &["far-volume"], Some(port), 0);
+    subsystem(to, "four", &["four1", "four2", "four3", "four4"], Some(port), 0);
+    subsystem(to, "null", &["null-volume"], None, 1);
+}
+
+fn chain(to: &mut String, port: u16, key: &Path) {
+    let _ = write!(
+        to,
+        "[[nvme_remote_controllers]]\nid = \"remote\"\nmultipath = \"NVME_MULTIPATH_DISABLE\"\n\n\
+         [[nvme_paths]]\nid = \"path0\"\nparent = \"remote\"\ntrtype = \"NVME_TRANSPORT_TYPE_TCP\"\ntraddr = \"127.0.0.1\"\n\
+         fabrics = {{ trsvcid = {port}, subnqn = \"{}\", adrfam = \"NVME_ADDRESS_FAMILY_IPV4\" }}\n\n\
+         [[encrypted_volumes]]\nid = \"secret\"\nvolume_name_ref = \"remoten1\"\ncipher = \"ENCRYPTION_TYPE_AES_XTS_256\"\n\
+         key_file = \"{}\"\n\n",
+        nqn("away"),
+        key.display(),
+    );
+    subsystem(to, "chain", &["secret"], None, 1);
+}
+
+fn volume(to: &mut String, kind: &str, id: &str) {
+    let _ = write!(to, "[[{kind}_volumes]]\nid = \"{id}\"\nblock_size = 4096\nblocks_count = {BLOCKS}\n\n");
+}
+
+/// A subsystem of these volumes, with a listener if there is a port, and so many vfio-user controllers.
+fn subsystem(to: &mut String, id: &str, volumes: &[&str], port: Option<u16>, sockets: usize) {
+    let _ = write!(to, "[[nvme_subsystems]]\nid = \"{id}\"\nspec = {{ nqn = \"{}\" }}\n\n", nqn(id));
+    for (i, volume) in volumes.iter().enumerate() {
+        let nsid = i + 1;
+        let _ = write!(
+            to,
+            "[[nvme_namespaces]]\nid = \"{id}-{nsid}\"\nparent = \"{id}\"\n\
+             spec = {{ host_nsid = {nsid}, volume_name_ref = \"{volume}\" }}\n\n"
+        );
+    }
+    if let Some(port) = port {
+        let _ = write!(
+            to,
+            "[[nvme_controllers]]\nid = \"tcp0\"\nparent = \"{id}\"\n\
+             spec = {{ trtype = \"NVME_TRANSPORT_TYPE_TCP\", fabrics_id = {{ traddr = \"127.0.0.1\", trsvcid = \"{port}\", \
+             adrfam = \"NVME_ADDRESS_FAMILY_IPV4\" }} }}\n\n"
+        );
+    }
+    for i in 0..sockets {
+        let _ = write!(
+            to,
+            "[[nvme_controllers]]\nid = \"pcie{i}\"\nparent = \"{id}\"\n\
+             spec = {{ trtype = \"NVME_TRANSPORT_TYPE_PCIE\", pcie_id = {{ port_id = 0, physical_function = {i}, \
+             virtual_function = 0 }} }}\n\n"
+        );
+    }
+}
+
+fn serve(program: &Path, directory: &Path, cpus: &str, config: &str, port: u16) -> Result<Target> {
+    let grpc = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+    let log = directory.join("log");
+    for name in ["ctrlr", "state"] {
+        fs::create_dir_all(directory.join(name))?;
+    }
+    fs::write(directory.join("config.toml"), config)?;
+    let mut command = Command::new(program);
+    command.args(["serve", "--die-with-parent", "--grpc-addr", &grpc.to_string(), "--cpus", cpus]);
+    command.arg("--config").arg(directory.join("config.toml"));
+    command.arg("--ctrlr-dir").arg(directory.join("ctrlr")).arg("--state-dir").arg(directory.join("state"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&log)?);
+    let child = command.spawn().context("isthmus serve does not start")?;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut target = Target::new("Isthmus", child, address, directory.join("ctrlr"), log);
+    target.wait(|| TcpStream::connect(grpc).is_ok())?;
+    Ok(target)
+}
