@@ -197,7 +197,7 @@ impl Channel for RamChannel {
             let result = self.transfer(&io, range);
             return io.complete(result);
         }
-        self.bytes.prefetch(range.start);
+        self.bytes.prefetch(range.start, range.len());
         let first = {
             let mut transfers = self.transfers.borrow_mut();
             transfers.push_back((io, range));

@@ -178,12 +178,15 @@ impl Sgl {
         }
     }
 
-    /// Has the processor fetch what a copy at byte `at` begins with, while other work goes on. It fetches the rest by
-    /// itself when it sees the copy.
+    /// Has the processor fetch what a copy of bytes `at .. at + len` begins with, while other work goes on. It fetches the
+    /// rest by itself when it sees the copy.
+    ///
+    /// # Panics
+    /// If the first of them are not within the list.
     #[inline]
-    pub fn prefetch(&self, at: usize) {
+    pub fn prefetch(&self, at: usize, len: usize) {
         #[cfg(target_arch = "x86_64")]
-        self.each(at, self.len.saturating_sub(at).min(PREFETCH), |seg| {
+        self.each(at, len.min(PREFETCH), |seg| {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             for line in (0..seg.len).step_by(LINE) {
                 // SAFETY: within the run; a prefetch changes nothing but what is in the caches.
@@ -191,7 +194,7 @@ impl Sgl {
             }
         });
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = at;
+        let _ = (at, len);
     }
 
     /// Writes `bytes` into the memory from offset `at` on.
