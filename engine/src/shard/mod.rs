@@ -134,6 +134,12 @@ impl Shard {
         self.0.now.get()
     }
 
+    /// Whether it is one of a [`Sim`]: then time is not the world's, and what else runs on a thread of its own is
+    /// better done by a message, so that everything happens in one order.
+    pub fn is_simulated(&self) -> bool {
+        matches!(self.0.clock, Clock::Virtual(_))
+    }
+
     /// How others reach this shard.
     pub fn handle(&self) -> ShardHandle {
         self.0.inbox.handle()

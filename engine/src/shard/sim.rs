@@ -13,6 +13,7 @@ use crate::ring::{self, Ring};
 pub struct Sim {
     shards: Vec<Shard>,
     now: Rc<Cell<u64>>,
+    stirred: Cell<u64>,
 }
 
 impl Sim {
@@ -26,7 +27,7 @@ impl Sim {
             Ok(Shard::new(id, Clock::Virtual(now.clone()), Ring::new(entries)?, Inbox::new(id)?))
         };
         let shards = ring::of_fitting_size(|entries| (0..n).map(|id| shard(id, entries)).collect())?;
-        Ok(Sim { shards, now })
+        Ok(Sim { shards, now, stirred: Cell::new(0) })
     }
 
     /// How to reach each of them.
@@ -37,6 +38,12 @@ impl Sim {
     /// Virtual time since the start.
     pub fn now(&self) -> Duration {
         Duration::from_nanos(self.now.get())
+    }
+
+    /// How often [`Sim::settle`] found something to do: as long as this stays as it is, nobody outside was told
+    /// anything.
+    pub fn stirred(&self) -> u64 {
+        self.stirred.get()
     }
 
     /// Runs `f` as shard `id`, between turns.
@@ -106,6 +113,7 @@ impl Sim {
                 busy |= shard.enter(|| shard.turn() || shard.has_work() || shard.0.ring.has_completions());
             }
             if busy {
+                self.stirred.set(self.stirred.get() + 1);
                 continue;
             }
             match self.shards.iter().filter_map(|s| s.0.timers.first()).min().filter(|at| *at <= until) {

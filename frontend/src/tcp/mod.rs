@@ -19,6 +19,7 @@ mod transfer;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -231,6 +232,17 @@ impl Target {
         }
         self.0.changed(|host| subsystem.allows(host));
         Ok(addr)
+    }
+
+    /// Serves a stream that somebody else accepted, or that never was TCP, as though `peer` had come by the listener at
+    /// `addr`; its port says on which shard. Whether there is such a listener.
+    pub fn admit(&self, addr: SocketAddr, peer: SocketAddr, socket: OwnedFd) -> bool {
+        let listening = self.0.listeners().get(&addr).map(|listener| listener.listening.clone());
+        let shard = self.0.shards.get(usize::from(peer.port()) % self.0.shards.len().max(1));
+        let (Some(listening), Some(shard)) = (listening, shard) else { return false };
+        let target = self.0.clone();
+        shard.run(move |shard| ShardTarget::of(&target, shard).serve(socket, listening, peer, addr));
+        true
     }
 
     /// Shows a subsystem at an address no more, and disconnects who came to it there. The last one takes the listener

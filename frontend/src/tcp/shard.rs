@@ -71,14 +71,24 @@ impl ShardTarget {
         let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE).with_retries(3);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
         let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &UNACKNOWLEDGED);
+        self.serve(stream.into(), listening, canonical(peer), canonical(local));
+    }
+
+    /// Serves a connected stream from now on.
+    pub fn serve(
+        self: &Rc<Self>,
+        socket: OwnedFd,
+        listening: Arc<Listening>,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) {
         if self.connections.borrow().len() >= self.target.config.max_connections {
             return self.rejections().note(Reason::TooManyConnections, peer);
         }
         let id = self.next.get();
         self.next.set(id + 1);
         self.make_room(peer);
-        let fd = Arc::new(OwnedFd::from(stream));
-        let connection = Connection::new(id, self, listening, fd, canonical(peer), canonical(local));
+        let connection = Connection::new(id, self, listening, Arc::new(socket), peer, local);
         self.connections.borrow_mut().insert(id, connection.clone());
         connection.expire_in(self.target.config.connect_timeout);
         connection.pump();

@@ -9,6 +9,8 @@ use crate::conformance::rng::Rng;
 pub const RECORD: usize = 16;
 /// Actions of an input at most.
 const LONGEST: usize = 20;
+/// Actions of every second input at most.
+const SHORT: usize = 6;
 
 pub(super) type Raw = [u8; RECORD];
 
@@ -121,7 +123,13 @@ impl Input {
         for _ in 0..=rng.index(5) {
             one.mutate(rng, other);
         }
-        one.0.truncate(LONGEST);
+        // What is short costs little, and a part may do what the whole does.
+        let most = if rng.one_in(2) { SHORT } else { LONGEST };
+        if one.0.len() > most {
+            let from = rng.index(one.0.len() - most + 1);
+            one.0.drain(..from);
+            one.0.truncate(most);
+        }
         one
     }
 

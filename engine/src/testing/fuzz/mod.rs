@@ -29,6 +29,8 @@ const POOL: usize = 4096;
 const KEPT: usize = 40;
 /// Runs after which a subject is made anew.
 const LIFE: u64 = 20_000;
+/// Runs after which a subject is checked.
+const CHECKED: u64 = 32;
 /// Runs until what a subject keeps for ever has been allocated.
 const WARM: u64 = 20_000;
 /// Bytes by which the process may grow after that.
@@ -41,6 +43,9 @@ pub trait Subject: Sized {
 
     /// Does what the input says, and then asserts that everything is as before it. It panics when something is wrong.
     fn run(&mut self, input: &Input, trace: &mut Trace);
+
+    /// Asserts what takes too long to be asserted after each run: that nothing of the last ones has stayed behind.
+    fn check(&mut self) {}
 
     /// Ends it in good order.
     fn close(self) {}
@@ -75,6 +80,8 @@ struct Fuzzer<S> {
     subject: Option<S>,
     /// Runs of this subject.
     age: u64,
+    /// What ran since the last check.
+    unchecked: Vec<Input>,
     known: HashSet<u64>,
     watchdog: Watchdog,
 }
@@ -89,12 +96,18 @@ pub fn fuzz<S: Subject>(name: &str, directory: &Path) {
     let seconds = number("ISTHMUS_FUZZ_SECONDS").unwrap_or(if soak { 120 } else { 4 });
     let seed = number("ISTHMUS_SEED").unwrap_or(1);
     let watchdog = Watchdog::start(name);
-    let mut fuzzer =
-        Fuzzer::<S> { name: name.into(), subject: None, age: 0, known: HashSet::new(), watchdog };
+    let mut fuzzer = Fuzzer::<S> {
+        name: name.into(),
+        subject: None,
+        age: 0,
+        unchecked: Vec::new(),
+        known: HashSet::new(),
+        watchdog,
+    };
     if let Some(path) = std::env::var_os("ISTHMUS_FUZZ_INPUT").map(PathBuf::from) {
         let input = Input::load(&path).unwrap_or_else(|error| fail(&error.to_string()));
         fuzzer.known.clear();
-        if let Err(why) = fuzzer.run(&input).0 {
+        if let Err(why) = fuzzer.run_and_check(&input) {
             fail(&why);
         }
         return fuzzer.close();
@@ -102,7 +115,7 @@ pub fn fuzz<S: Subject>(name: &str, directory: &Path) {
 
     let mut pool = corpus(directory);
     for (path, input) in &pool {
-        if let Err(why) = fuzzer.run(input).0 {
+        if let Err(why) = fuzzer.run_and_check(input) {
             fail(&format!("{name}: {}: {why}", path.display()));
         }
     }
@@ -120,6 +133,13 @@ pub fn fuzz<S: Subject>(name: &str, directory: &Path) {
         let (outcome, news) = fuzzer.run(&input);
         if let Err(why) = outcome {
             fuzzer.failed(input, &why);
+        }
+        fuzzer.unchecked.push(input.clone());
+        if fuzzer.age.is_multiple_of(CHECKED)
+            && let Err(why) = fuzzer.check()
+        {
+            let culprit = fuzzer.culprit();
+            fuzzer.failed(culprit, &why);
         }
         if news > 0 {
             if pool.len() < POOL {
@@ -182,6 +202,27 @@ impl<S: Subject> Fuzzer<S> {
         (ran.map_err(|panic| words(panic.as_ref())), self.known.len() - before)
     }
 
+    /// Runs an input, and checks what it left behind.
+    fn run_and_check(&mut self, input: &Input) -> Outcome {
+        self.run(input).0.and_then(|()| self.check())
+    }
+
+    fn check(&mut self) -> Outcome {
+        let Some(subject) = &mut self.subject else { return Ok(()) };
+        let outcome = catch_unwind(AssertUnwindSafe(|| subject.check()));
+        if outcome.is_ok() {
+            self.unchecked.clear();
+        }
+        outcome.map_err(|panic| words(panic.as_ref()))
+    }
+
+    /// Which of the runs since the last check it was: one that fails alone, or else the last.
+    fn culprit(&mut self) -> Input {
+        let mut suspects = mem::take(&mut self.unchecked);
+        let guilty = suspects.iter().position(|input| self.fails_anew(input));
+        suspects.swap_remove(guilty.unwrap_or(suspects.len() - 1))
+    }
+
     /// Writes the inputs that together show the most, each with what it adds to those before it.
     fn keep(&mut self, pool: &[Input], directory: &Path) {
         let mut all = Vec::new();
@@ -203,13 +244,14 @@ impl<S: Subject> Fuzzer<S> {
     /// Runs an input with a new subject.
     fn fails_anew(&mut self, input: &Input) -> bool {
         self.forget();
-        self.run(input).0.is_err()
+        self.run_and_check(input).is_err()
     }
 
     /// Lets go of a subject that may be broken.
     fn forget(&mut self) {
         let subject = self.subject.take();
         self.age = 0;
+        self.unchecked.clear();
         let _ = catch_unwind(AssertUnwindSafe(|| drop(subject)));
     }
 

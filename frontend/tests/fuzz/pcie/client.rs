@@ -1,18 +1,20 @@
 //! A vfio-user client by hand: messages out, and answers that are held against what was asked.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
+use engine::Sim;
 use engine::mem::Mapping;
 use engine::ring::{receive_with_fds, send_with_fds};
 use engine::testing::fuzz::Trace;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::world::keeps_secrets;
+use crate::world::{keeps_secrets, with_chunk};
 
 /// Bytes of guest memory.
 pub const RAM: usize = 192 << 10;
@@ -80,6 +82,8 @@ struct Question {
 
 pub struct Client {
     stream: UnixStream,
+    /// [`Sim::stirred`] when everything was taken that had come.
+    stirred: u64,
     received: Vec<u8>,
     fds: Vec<OwnedFd>,
     asked: VecDeque<Asked>,
@@ -93,19 +97,30 @@ pub struct Client {
     pub manner: Manner,
     pub ram: Arc<Mapping>,
     pub ram_fd: OwnedFd,
+    cut: bool,
+}
+
+/// A guest's memory.
+pub struct Memory {
+    ram: Arc<Mapping>,
+    fd: OwnedFd,
 }
 
 impl Client {
-    pub fn connect(path: &Path) -> Self {
+    /// With memory of its own, or what another that is gone has left.
+    pub fn connect(path: &Path, memory: Option<Memory>) -> Self {
         let stream = UnixStream::connect(path).unwrap();
         stream.set_nonblocking(true).unwrap();
-        let fd = memfd_create(RAM_NAME, MFdFlags::MFD_CLOEXEC).unwrap();
-        let file = std::fs::File::from(fd);
-        file.set_len(RAM as u64).unwrap();
-        let ram_fd = OwnedFd::from(file);
-        let ram = Arc::new(Mapping::shared(&ram_fd, 0, RAM, true).unwrap());
+        let clear = |memory: &Memory| memory.ram.sgl(0, RAM).unwrap().zero(0, RAM);
+        let Memory { ram, fd: ram_fd } = memory.inspect(clear).unwrap_or_else(|| {
+            let file = File::from(memfd_create(RAM_NAME, MFdFlags::MFD_CLOEXEC).unwrap());
+            file.set_len(RAM as u64).unwrap();
+            let fd = OwnedFd::from(file);
+            Memory { ram: Arc::new(Mapping::shared(&fd, 0, RAM, true).unwrap()), fd }
+        });
         Client {
             stream,
+            stirred: u64::MAX,
             received: Vec::new(),
             fds: Vec::new(),
             asked: VecDeque::new(),
@@ -117,7 +132,20 @@ impl Client {
             manner: Manner::Right,
             ram,
             ram_fd,
+            cut: false,
         }
+    }
+
+    /// Leaves its memory to another, if nobody has cut the file.
+    pub fn leave(self) -> Option<Memory> {
+        let Client { ram, ram_fd: fd, .. } = self;
+        (!self.cut).then_some(Memory { ram, fd })
+    }
+
+    /// Cuts the file behind its memory.
+    pub fn cut(&mut self, len: u64) {
+        self.cut = true;
+        File::from(self.ram_fd.try_clone().unwrap()).set_len(len).unwrap();
     }
 
     /// A message of its own.
@@ -157,18 +185,23 @@ impl Client {
     }
 
     /// Takes what has come. Whether it was anything.
-    pub fn receive(&mut self, trace: &mut Trace) -> bool {
-        let mut chunk = [0; 16 << 10];
-        let mut any = false;
-        while !self.ended {
-            match receive_with_fds(self.stream.as_fd(), &mut chunk, &mut self.fds) {
-                Ok(0) => self.ended = true,
-                Ok(n) => self.received.extend_from_slice(&chunk[..n]),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => self.ended = true,
-            }
-            any = true;
+    pub fn receive(&mut self, sim: &Sim, trace: &mut Trace) -> bool {
+        if self.ended || self.stirred == sim.stirred() {
+            return false;
         }
+        self.stirred = sim.stirred();
+        let mut any = false;
+        with_chunk(|chunk| {
+            while !self.ended {
+                match receive_with_fds(self.stream.as_fd(), chunk, &mut self.fds) {
+                    Ok(0) => self.ended = true,
+                    Ok(n) => self.received.extend_from_slice(&chunk[..n]),
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                    Err(_) => self.ended = true,
+                }
+                any = true;
+            }
+        });
         if self.ended {
             trace.note("end");
         }
@@ -275,11 +308,15 @@ impl Client {
 
     /// Nothing in guest memory is somebody else's. What comes there comes by blocks, and is looked for by samples.
     pub fn check_memory(&self) {
-        let all = self.get(0, RAM);
         let secret = [crate::world::SECRET; 8];
-        assert!(
-            !all.chunks(64).any(|chunk| chunk.starts_with(&secret)),
-            "bytes of another host in guest memory"
-        );
+        let all = self.ram.sgl(0, RAM).unwrap();
+        with_chunk(|chunk| {
+            for at in (0..RAM).step_by(chunk.len()) {
+                let part = &mut chunk[..(RAM - at).min(64 << 10)];
+                all.copy_out(at, part);
+                let found = part.chunks(64).any(|some| some.starts_with(&secret));
+                assert!(!found, "bytes of another host in guest memory");
+            }
+        });
     }
 }

@@ -1,7 +1,6 @@
 //! A guest that does anything with a controller: its registers, its queues, its lists and its data, while commands are
 //! at work. As long as it keeps to the rules every command must be answered once, and in the right place.
 
-use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -10,12 +9,12 @@ use engine::testing::fuzz::{Input, Record, Subject, Trace};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nvme_proto::Sqe;
 use nvme_proto::dptr::{SglDescriptor, SglSubtype, SglType};
-use nvme_proto::zerocopy::{FromBytes, IntoBytes};
+use nvme_proto::zerocopy::IntoBytes;
 
 use super::House;
 use super::client::{Client, Manner, RAM, command, longs, words};
 use super::host::{DATA, LISTS, Pair, QUEUES, base, ring};
-use crate::world::{SECRET, THEIRS, namespace, ram, settle};
+use crate::world::{SECRET, THEIRS, namespace, ram, settle, with_chunk};
 
 /// Guests.
 pub struct Guest {
@@ -45,7 +44,7 @@ impl Subject for Guest {
     fn new() -> Self {
         let event = |_| EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         let mut guest = Guest { house: House::new(), events: (0..4).map(event).collect() };
-        guest.house.rested = guest.house.rest();
+        guest.house.leavings = guest.house.leavings();
         guest
     }
 
@@ -61,11 +60,16 @@ impl Subject for Guest {
             }
         }
         run.end();
-        drop(run);
+        let client = run.leave();
+        self.house.bury([client]);
         drop(self.house.attacked.remove_namespace(3));
         self.house.note_rejections(&before, trace);
         self.house.come_to_rest();
         self.house.neighbour_lives();
+    }
+
+    fn check(&mut self) {
+        self.house.check();
     }
 
     fn close(self) {
@@ -101,6 +105,10 @@ impl<'a> Run<'a> {
             run.make_queue(qid, entries, cq_entries);
         }
         run
+    }
+
+    fn leave(self) -> Client {
+        self.client
     }
 
     fn make_queue(&mut self, qid: u16, entries: u32, cq_entries: u32) {
@@ -153,7 +161,7 @@ impl<'a> Run<'a> {
     fn settle(&mut self) {
         for _ in 0..64 {
             settle(&self.on.house.sim, Duration::ZERO);
-            if !(self.client.receive(self.trace) | self.client.serve()) {
+            if !(self.client.receive(&self.on.house.sim, self.trace) | self.client.serve()) {
                 break;
             }
         }
@@ -233,8 +241,7 @@ impl<'a> Run<'a> {
             26 => {
                 self.wild = true;
                 self.condemned = true;
-                let file = File::from(self.client.ram_fd.try_clone().unwrap());
-                file.set_len(r.pick(&[0, base(1), DATA, DATA + 0x2000])).unwrap();
+                self.client.cut(r.pick(&[0, base(1), DATA, DATA + 0x2000]));
                 self.settle();
             }
             27 => {
@@ -328,10 +335,13 @@ impl<'a> Run<'a> {
 
     /// Whether a list names queue memory: entries are looked at as both kinds of list have them.
     fn lists_reach_queues(&self) -> bool {
-        let bytes = self.client.get(LISTS, (DATA - LISTS) as usize);
-        let (words, _) = <[u64]>::ref_from_prefix_with_elems(&bytes, bytes.len() / 8)
-            .map_or((None, &[][..]), |(w, r)| (Some(w), r));
-        words.is_none_or(|words| words.iter().any(|word| *word != 0 && *word < DATA && *word > 0x1000))
+        let lists = self.client.ram.sgl(LISTS as usize, (DATA - LISTS) as usize).unwrap();
+        with_chunk(|chunk| {
+            let bytes = &mut chunk[..(DATA - LISTS) as usize];
+            lists.copy_out(0, bytes);
+            let word = |eight: &[u8]| u64::from_le_bytes(eight.try_into().unwrap());
+            bytes.chunks_exact(8).map(word).any(|word| word > 0x1000 && word < DATA)
+        })
     }
 
     fn admin(&mut self, mut r: Record) {

@@ -19,7 +19,7 @@ use frontend::{Doorbells, Subsystem};
 use nvme_proto::Sqe;
 
 use crate::world::{SECRET, descriptors, in_flight, namespace, ram, settle, slow, subsystem};
-use client::{Client, RAM, RAM_NAME, Reply, command, longs, words};
+use client::{Client, Memory, RAM, RAM_NAME, Reply, command, longs, words};
 use host::{Pair, base, ring};
 
 pub use guest::Guest;
@@ -40,6 +40,10 @@ pub struct House {
     handles: Vec<Handle>,
     neighbour: RefCell<Option<Neighbour>>,
     rested: Rested,
+    leavings: Leavings,
+    /// Memory that nobody uses, and that whose users may still be about to go.
+    memories: RefCell<Vec<Memory>>,
+    left: RefCell<Vec<Memory>>,
 }
 
 struct Neighbour {
@@ -52,13 +56,18 @@ struct Neighbour {
 /// What there is while nobody attacks.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Rested {
-    descriptors: usize,
     in_flight: Vec<usize>,
-    /// Mappings of guests' memory.
-    maps: usize,
     queues: usize,
     /// Who has the subsystem.
     owners: usize,
+}
+
+/// What there is between runs, besides; it takes long to be counted.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Leavings {
+    descriptors: usize,
+    /// Mappings of guests' memory.
+    maps: usize,
 }
 
 /// Runs what waits for a shard beside the shards.
@@ -96,16 +105,31 @@ impl House {
             listen(&handles[1], &attacked, "trapped", Doorbells::Trapped),
             listen(&handles[1], &neighbours, "neighbour", Doorbells::Mapped),
         ];
-        let (neighbour, rested) = (RefCell::default(), Rested::default());
-        let mut house = House { sim, attacked, neighbours, dir, handles, neighbour, rested };
+        let mut house = House {
+            sim,
+            attacked,
+            neighbours,
+            dir,
+            handles,
+            neighbour: RefCell::default(),
+            rested: Rested::default(),
+            leavings: Leavings::default(),
+            memories: RefCell::default(),
+            left: RefCell::default(),
+        };
         house.admit_neighbour();
-        house.rested = house.rest();
+        (house.rested, house.leavings) = (house.rest(), house.leavings());
         house
     }
 
     /// A client of one of the attacked controllers.
     fn client(&self, controller: usize) -> Client {
-        Client::connect(self.handles[controller].path())
+        Client::connect(self.handles[controller].path(), self.memories.borrow_mut().pop())
+    }
+
+    /// Keeps the memory of clients that are gone until everything is at rest.
+    fn bury(&self, clients: impl IntoIterator<Item = Client>) {
+        self.left.borrow_mut().extend(clients.into_iter().filter_map(Client::leave));
     }
 
     /// Lets the shards work, and serves the client, until it has its answers.
@@ -115,7 +139,7 @@ impl House {
         let mut came = 0;
         for round in 0u32.. {
             settle(&self.sim, Duration::ZERO);
-            if client.receive(trace) | client.serve() {
+            if client.receive(&self.sim, trace) | client.serve() {
                 came += 1;
                 assert!(came < ENDLESS, "the server asks for memory for ever");
                 continue;
@@ -123,8 +147,6 @@ impl House {
             if !client.waits() {
                 break;
             }
-            // A thread maps memory: it needs time that is not virtual.
-            std::thread::yield_now();
             if round % 16 == 15 {
                 settle(&self.sim, step);
                 step = (step * 2).min(Duration::from_millis(200));
@@ -276,14 +298,23 @@ impl House {
     }
 
     fn rest(&self) -> Rested {
-        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         Rested {
-            descriptors: descriptors(),
             in_flight: in_flight(&self.sim, SHARDS),
-            maps: maps.lines().filter(|line| line.contains(RAM_NAME)).count(),
             queues: self.attacked.controllers().iter().map(|c| c.queue_count()).sum(),
             owners: Arc::strong_count(&self.attacked),
         }
+    }
+
+    fn leavings(&self) -> Leavings {
+        self.memories.borrow_mut().clear();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let maps = maps.lines().filter(|line| line.contains(RAM_NAME)).count();
+        Leavings { descriptors: descriptors(), maps }
+    }
+
+    /// Nothing of the last clients is left in the process.
+    fn check(&self) {
+        assert_eq!(self.leavings(), self.leavings, "something of a client stays behind");
     }
 
     /// Everything of a run is gone, or it never will be.
@@ -295,10 +326,10 @@ impl House {
             if !connected && self.rest() == self.rested {
                 break;
             }
-            std::thread::yield_now();
             let say = || format!("{:?}, at rest {:?}, connected: {connected}", self.rest(), self.rested);
             assert!(Instant::now() < until, "something of a client stays behind: {}", say());
         }
+        self.memories.borrow_mut().append(&mut self.left.borrow_mut());
     }
 
     /// How often each kind of wrong was noted.

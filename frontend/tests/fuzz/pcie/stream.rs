@@ -49,7 +49,7 @@ impl Subject for Streams {
             File::open("/").unwrap().into(),
         ];
         let mut streams = Streams { house: House::new(), fds };
-        streams.house.rested = streams.house.rest();
+        streams.house.leavings = streams.house.leavings();
         streams
     }
 
@@ -64,6 +64,10 @@ impl Subject for Streams {
         self.house.note_rejections(&before, trace);
         self.house.come_to_rest();
         self.house.neighbour_lives();
+    }
+
+    fn check(&mut self) {
+        self.house.check();
     }
 
     fn close(self) {
@@ -144,7 +148,7 @@ impl Run<'_> {
             house.exchange(client, self.trace);
         } else {
             settle(&house.sim, Duration::ZERO);
-            client.receive(self.trace);
+            client.receive(&house.sim, self.trace);
             client.serve();
         }
         client.replies.clear();
@@ -256,12 +260,12 @@ impl Run<'_> {
                 client.write(&bytes, &fds);
                 self.look(at, false);
             }
-            16 => drop(self.clients[at].take()),
+            16 => self.on.house.bury(self.clients[at].take()),
             17 => match r.below(4) {
                 0 => self.client(at).half_close(),
                 1 => {
-                    let file = File::from(self.client(at).ram_fd.try_clone().unwrap());
-                    file.set_len(r.pick(&[0, DATA, 0x3000])).unwrap();
+                    let len = r.pick(&[0, DATA, 0x3000]);
+                    self.client(at).cut(len);
                 }
                 2 => {
                     let manners = [
@@ -313,8 +317,7 @@ impl Run<'_> {
     fn host(&mut self, at: usize, mut r: Record) {
         // Of a controller's two clients it is the first, since only that one is served.
         let (at, shared) = (at % 2, !r.rarely(3));
-        self.clients[at] = None;
-        self.clients[at + 2] = None;
+        self.on.house.bury([at, at + 2].into_iter().filter_map(|at| self.clients[at].take()));
         let (house, trace) = (&self.on.house, &mut *self.trace);
         let mut client = house.client(at);
         if house.greet(&mut client, trace) {
@@ -345,9 +348,9 @@ impl Run<'_> {
         for client in &mut self.clients {
             let Some(mut client) = client.take() else { continue };
             settle(&house.sim, Duration::ZERO);
-            client.receive(trace);
+            client.receive(&house.sim, trace);
             client.check_memory();
-            drop(client);
+            house.bury([client]);
             // The next one of this controller is let in.
             settle(&house.sim, Duration::from_millis(1));
         }

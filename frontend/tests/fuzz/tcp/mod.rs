@@ -42,12 +42,12 @@ pub struct Streams {
     neighbour: Option<[Peer; 2]>,
     serial: u64,
     rested: Rested,
+    descriptors: usize,
 }
 
 /// What there is while nobody attacks.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Rested {
-    descriptors: usize,
     in_flight: Vec<usize>,
     /// Who has the subsystem.
     owners: usize,
@@ -80,7 +80,7 @@ impl Streams {
         let until = Instant::now() + Duration::from_secs(20);
         loop {
             settle(&self.sim, Duration::ZERO);
-            peer.receive(&mut Trace::default());
+            peer.receive(&self.sim, &mut Trace::default());
             while let Some(r2t) = peer.r2ts.pop_front() {
                 let pdus = peer.h2c(&r2t, 128 << 10, SECRET);
                 pdus.iter().for_each(|pdu| peer.write(pdu));
@@ -127,7 +127,10 @@ impl Streams {
 
     fn peer(&mut self) -> Peer {
         self.serial += 1;
-        Peer::connect(self.addr, self.serial)
+        match self.serial % 16 {
+            0 => Peer::connect(self.addr, self.serial),
+            _ => Peer::admitted(&self.target, self.addr, self.serial),
+        }
     }
 
     /// The neighbour connects.
@@ -155,8 +158,7 @@ impl Streams {
     }
 
     fn rest(&self) -> Rested {
-        let owners = Arc::strong_count(&self.attacked);
-        Rested { descriptors: descriptors(), in_flight: in_flight(&self.sim, SHARDS), owners }
+        Rested { in_flight: in_flight(&self.sim, SHARDS), owners: Arc::strong_count(&self.attacked) }
     }
 
     /// Everything of a run is gone, or it never will be.
@@ -193,12 +195,13 @@ impl Subject for Streams {
         let addr = target.listen(SocketAddr::from(([127, 0, 0, 1], 0)), &attacked).unwrap();
         target.listen(addr, &neighbours).unwrap();
         settle(&sim, Duration::ZERO);
-        let rested = Rested::default();
-        let mut new = Streams { sim, target, attacked, neighbours, addr, neighbour: None, serial: 0, rested };
+        let (neighbour, rested) = (None, Rested::default());
+        let mut new =
+            Streams { sim, target, attacked, neighbours, addr, neighbour, serial: 0, rested, descriptors: 0 };
         new.admit_neighbour();
         // What each shard makes for the first host that comes.
         (0..SHARDS).for_each(|id| new.sim.on(id, |shard| drop(Local::of(&new.attacked, shard))));
-        new.rested = new.rest();
+        (new.rested, new.descriptors) = (new.rest(), descriptors());
         new
     }
 
@@ -222,6 +225,10 @@ impl Subject for Streams {
         self.neighbour_lives();
     }
 
+    fn check(&mut self) {
+        assert_eq!(descriptors(), self.descriptors, "descriptors stay behind");
+    }
+
     fn close(self) {
         self.target.close();
         let drains = [self.attacked.close(), self.neighbours.close()];
@@ -237,7 +244,7 @@ impl Run<'_> {
         for _ in 0..64 {
             let mut any = false;
             for peer in self.peers.iter_mut().flatten() {
-                any |= peer.receive(self.trace);
+                any |= peer.receive(&self.on.sim, self.trace);
                 while let Some(r2t) = self.prompt.then(|| peer.r2ts.pop_front()).flatten() {
                     peer.h2c(&r2t, 128 << 10, THEIRS).iter().for_each(|pdu| peer.write(pdu));
                     any = true;

@@ -3,9 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use engine::Sim;
 use engine::testing::fuzz::Trace;
+use frontend::tcp::Target;
 use nvme_proto::fabrics::CNTLID_DYNAMIC;
 use nvme_proto::tcp::{
     CapsuleCmd, CapsuleResp, CommonHdr, DataHdr, IcReq, IcResp, PduType, R2t, TermReq, dgst, flags,
@@ -14,7 +18,7 @@ use nvme_proto::zerocopy::{FromBytes, FromZeros, IntoBytes};
 use nvme_proto::{Cqe, Sqe};
 use socket2::{Domain, Socket, Type};
 
-use crate::world::{is_valid, keeps_secrets};
+use crate::world::{is_valid, keeps_secrets, with_chunk};
 
 /// What was asked under a CID and is not answered yet.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +34,10 @@ struct Asked {
 pub struct Peer {
     stream: TcpStream,
     received: Vec<u8>,
+    /// What the target has not taken yet.
+    unsent: Vec<u8>,
+    /// [`Sim::stirred`] when everything was taken that had come; over TCP it says nothing.
+    stirred: Option<u64>,
     /// What was asked for and what was granted.
     digests: u8,
     hpda: usize,
@@ -53,7 +61,17 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Connects from an address of its own, so that ports do not run out.
+    /// A connection that the target is given, without a network in between, from an address of its own.
+    pub fn admitted(target: &Target, to: SocketAddr, serial: u64) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let [a, b, c, d, ..] = serial.to_le_bytes();
+        assert!(target.admit(to, SocketAddr::from(([127, b, c, d], u16::from(a))), theirs.into()));
+        let mut peer = Self::new(OwnedFd::from(ours).into());
+        peer.stirred = Some(u64::MAX);
+        peer
+    }
+
+    /// Connects by TCP from an address of its own, so that ports do not run out.
     pub fn connect(to: SocketAddr, serial: u64) -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let [a, b, ..] = serial.to_le_bytes();
@@ -62,10 +80,16 @@ impl Peer {
         // A close is a reset: nothing of the connection stays behind in the kernel.
         socket.set_linger(Some(Duration::ZERO)).unwrap();
         socket.set_tcp_nodelay(true).unwrap();
-        socket.set_nonblocking(true).unwrap();
+        Self::new(socket.into())
+    }
+
+    fn new(stream: TcpStream) -> Self {
+        stream.set_nonblocking(true).unwrap();
         Peer {
-            stream: socket.into(),
+            stream,
             received: Vec::new(),
+            unsent: Vec::new(),
+            stirred: None,
             digests: 0,
             hpda: 4,
             max_r2t: 1,
@@ -88,10 +112,27 @@ impl Peer {
         self.next_cid
     }
 
-    /// Sends bytes as far as the target takes them; a target that hung up is no error.
+    /// Sends bytes; what the target does not take at once goes later. One that hung up is no error.
     pub fn write(&mut self, bytes: &[u8]) {
-        let sent = self.stream.write(bytes).unwrap_or(0);
-        self.wild |= sent < bytes.len();
+        self.unsent.extend_from_slice(bytes);
+        self.flush();
+    }
+
+    /// Whether anything went.
+    fn flush(&mut self) -> bool {
+        let mut any = false;
+        while !self.unsent.is_empty() {
+            match self.stream.write(&self.unsent) {
+                Ok(n) => drop(self.unsent.drain(..n)),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    self.wild = true;
+                    self.unsent.clear();
+                }
+            }
+            any = true;
+        }
+        any
     }
 
     pub fn half_close(&mut self) {
@@ -183,19 +224,24 @@ impl Peer {
         (0..len).step_by(most).map(part).collect()
     }
 
-    /// Takes what has come. Whether it was anything.
-    pub fn receive(&mut self, trace: &mut Trace) -> bool {
-        let mut chunk = [0; 16 << 10];
-        let mut any = false;
-        while !self.ended {
-            match self.stream.read(&mut chunk) {
-                Ok(0) => self.ended = true,
-                Ok(n) => self.received.extend_from_slice(&chunk[..n]),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => self.ended = true,
-            }
-            any = true;
+    /// Takes what has come. Whether it was anything, or something went.
+    pub fn receive(&mut self, sim: &Sim, trace: &mut Trace) -> bool {
+        if self.stirred.is_some_and(|seen| seen == sim.stirred()) || self.ended {
+            return false;
         }
+        self.stirred = self.stirred.map(|_| sim.stirred());
+        let mut any = self.flush();
+        with_chunk(|chunk| {
+            while !self.ended {
+                match self.stream.read(chunk) {
+                    Ok(0) => self.ended = true,
+                    Ok(n) => self.received.extend_from_slice(&chunk[..n]),
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                    Err(_) => self.ended = true,
+                }
+                any = true;
+            }
+        });
         if self.ended {
             trace.note("end");
         }
@@ -322,7 +368,7 @@ impl Peer {
 
     /// After a long time: what could be answered was.
     pub fn check_answered(&self) {
-        let waits = self.ended || self.wild || self.patient || !self.begun;
+        let waits = self.ended || self.wild || !self.unsent.is_empty() || self.patient || !self.begun;
         assert!(waits || self.asked.is_empty(), "never answered: {:?}", self.asked);
     }
 
