@@ -43,6 +43,12 @@ fn guests() {
 }
 
 #[test]
+fn racing_guests() {
+    let _alone = alone();
+    fuzz::<pcie::Race>("race", &corpus("race"));
+}
+
+#[test]
 fn hostile_targets() {
     let _alone = alone();
     fuzz::<remote::Initiator>("remote", &corpus("remote"));

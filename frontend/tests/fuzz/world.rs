@@ -45,7 +45,7 @@ pub fn ram() -> Arc<RamVolume> {
 }
 
 /// A volume where commands on some blocks take their time, and on one fail.
-pub fn slow() -> Arc<dyn Volume> {
+pub fn slow(below: Arc<dyn Volume>) -> Arc<dyn Volume> {
     let mut rules = Vec::new();
     for (lbas, effect) in [
         (8..16, Effect::Delay(Duration::from_millis(3))),
@@ -55,7 +55,7 @@ pub fn slow() -> Arc<dyn Volume> {
         rules
             .push(Rule { lbas, ..Rule::new(&[Kind::Read, Kind::Write, Kind::Compare, Kind::Unmap], effect) });
     }
-    Arc::new(FaultVolume::new(ram(), Faults { volatile_cache: false, rules, seed: 1 }))
+    Arc::new(FaultVolume::new(below, Faults { volatile_cache: false, rules, seed: 1 }))
 }
 
 /// Room for what comes from a socket, made once.

@@ -18,6 +18,10 @@ use crate::world::{keeps_secrets, with_chunk};
 
 /// Bytes of guest memory.
 pub const RAM: usize = 192 << 10;
+/// Where what a guest maps ends: nobody is to touch what lies beyond.
+pub const MAPPED: u64 = RAM as u64 - 0x4000;
+/// What lies there.
+pub const BEYOND: u8 = 0xc4;
 /// How its file is called in /proc/self/maps.
 pub const RAM_NAME: &str = "fuzzed-guest";
 const NO_REPLY: u32 = 1 << 4;
@@ -98,6 +102,8 @@ pub struct Client {
     pub ram: Arc<Mapping>,
     pub ram_fd: OwnedFd,
     cut: bool,
+    /// Where what was mapped ends.
+    limit: usize,
 }
 
 /// A guest's memory.
@@ -133,7 +139,14 @@ impl Client {
             ram,
             ram_fd,
             cut: false,
+            limit: RAM,
         }
+    }
+
+    /// From here on the end of its memory is nobody else's.
+    pub fn hold_back(&mut self) {
+        self.limit = MAPPED as usize;
+        self.put(MAPPED, &[BEYOND; RAM - MAPPED as usize]);
     }
 
     /// Leaves its memory to another, if nobody has cut the file.
@@ -264,9 +277,12 @@ impl Client {
             _ => (wide, 16),
         };
         let count = count as usize;
+        // The first question may be one that only clients with counts of 32 bits understand.
+        let memory = self.ram.sgl(gpa, count);
+        assert!(memory.is_none() || gpa + count <= self.limit, "asks for what is not mapped");
         let mut answer = body[..16].to_vec();
         let mut errno = 0;
-        match (self.ram.sgl(gpa, count), command) {
+        match (memory, command) {
             (None, _) => errno = 14,
             (Some(_), _) if count > 1 << 20 => errno = 7,
             (Some(sgl), command::DMA_READ) => {
@@ -318,5 +334,10 @@ impl Client {
                 assert!(!found, "bytes of another host in guest memory");
             }
         });
+        let beyond = self.get(self.limit as u64, RAM - self.limit);
+        assert!(
+            self.cut || beyond.iter().all(|byte| *byte == BEYOND),
+            "memory was written that is not mapped"
+        );
     }
 }

@@ -2,6 +2,7 @@
 //! at work. As long as it keeps to the rules every command must be answered once, and in the right place.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use engine::mem::Mapping;
@@ -12,7 +13,7 @@ use nvme_proto::dptr::{SglDescriptor, SglSubtype, SglType};
 use nvme_proto::zerocopy::IntoBytes;
 
 use super::House;
-use super::client::{Client, Manner, RAM, command, longs, words};
+use super::client::{Client, MAPPED, Manner, command, longs, words};
 use super::host::{DATA, LISTS, Pair, QUEUES, base, ring};
 use crate::world::{SECRET, THEIRS, namespace, ram, settle, with_chunk};
 
@@ -49,23 +50,7 @@ impl Subject for Guest {
     }
 
     fn run(&mut self, input: &Input, trace: &mut Trace) {
-        let before = self.house.rejections();
-        let mut records = input.records();
-        let Some(mut first) = records.next() else { return };
-        let mut run = Run::begin(self, trace, &mut first);
-        for record in records {
-            run.act(record);
-            if !run.lazy {
-                run.reap(1);
-            }
-        }
-        run.end();
-        let client = run.leave();
-        self.house.bury([client]);
-        drop(self.house.attacked.remove_namespace(3));
-        self.house.note_rejections(&before, trace);
-        self.house.come_to_rest();
-        self.house.neighbour_lives();
+        self.attack(input.records(), trace, None);
     }
 
     fn check(&mut self) {
@@ -75,6 +60,47 @@ impl Subject for Guest {
     fn close(self) {
         self.house.close();
     }
+}
+
+impl Guest {
+    /// A guest's life from its connection on. `meanwhile` does something of its own to its memory, from when it has
+    /// queues until it does nothing more.
+    pub fn attack(
+        &mut self,
+        mut records: impl Iterator<Item = Record>,
+        trace: &mut Trace,
+        meanwhile: Option<&dyn Meanwhile>,
+    ) {
+        let before = self.house.rejections();
+        let Some(mut first) = records.next() else { return };
+        let mut run = Run::begin(self, trace, &mut first);
+        if let Some(meanwhile) = meanwhile {
+            run.wild = true;
+            meanwhile.begin(&run.client.ram);
+        }
+        for record in records {
+            run.act(record);
+            if !run.lazy {
+                run.reap(1);
+            }
+        }
+        if let Some(meanwhile) = meanwhile {
+            meanwhile.end();
+        }
+        run.end();
+        let client = run.leave();
+        self.house.bury([client]);
+        drop(self.house.attacked.remove_namespace(3));
+        self.house.note_rejections(&before, trace);
+        self.house.come_to_rest();
+        self.house.neighbour_lives();
+    }
+}
+
+/// What else happens to a guest's memory.
+pub trait Meanwhile {
+    fn begin(&self, memory: &Arc<Mapping>);
+    fn end(&self);
 }
 
 impl<'a> Run<'a> {
@@ -87,7 +113,8 @@ impl<'a> Run<'a> {
         // Memory is mapped, or asked for by messages.
         let (queues, data) = (!r.rarely(8), !r.rarely(8));
         assert_eq!(house.map(&mut client, trace, 0, DATA, queues), 0);
-        assert_eq!(house.map(&mut client, trace, DATA, RAM as u64, data), 0);
+        assert_eq!(house.map(&mut client, trace, DATA, MAPPED, data), 0);
+        client.hold_back();
         let doorbells = house.doorbells(&mut client, trace);
         assert_eq!(doorbells.is_some(), controller == 0);
         if r.rarely(2) {
@@ -204,7 +231,7 @@ impl<'a> Run<'a> {
             12 | 13 => self.segments(r),
             14 => {
                 // Words anywhere in lists and data: nobody else's business.
-                let at = LISTS + (r.odd() % (RAM as u64 - LISTS - 64)) / 4 * 4;
+                let at = LISTS + (r.odd() % (MAPPED - LISTS - 64)) / 4 * 4;
                 let bytes = r.rest().iter().map(|byte| if *byte == SECRET { THEIRS } else { *byte });
                 self.client.put(at, &bytes.collect::<Vec<_>>());
             }
@@ -284,7 +311,7 @@ impl<'a> Run<'a> {
                 self.wild = true;
                 n % DATA
             }
-            14 => RAM as u64 - 0x1000 + (n & 0x1ffc),
+            14 => MAPPED - 0x1000 + (n & 0x1ffc),
             _ => 0xfe00_0000 + n * 8,
         }
     }
@@ -394,7 +421,7 @@ impl<'a> Run<'a> {
         let mut entries = Vec::new();
         for i in 0..n as u64 {
             let page = first.wrapping_add(i * stride * 0x1000);
-            entries.push(if (DATA..RAM as u64 + 0x8000).contains(&page) || i == 0 { page } else { DATA });
+            entries.push(if (DATA..MAPPED + 0x8000).contains(&page) || i == 0 { page } else { DATA });
         }
         self.client.put(at, &longs(&entries));
         if r.rarely(2) {
@@ -444,7 +471,7 @@ impl<'a> Run<'a> {
         let (house, trace) = (&self.on.house, &mut *self.trace);
         let queues = r.rarely(6);
         self.wild |= queues;
-        let (from, to) = if queues { (0, DATA) } else { (DATA, RAM as u64) };
+        let (from, to) = if queues { (0, DATA) } else { (DATA, MAPPED) };
         if self.mapped || queues {
             let body = [words(&[24, 0]), longs(&[from, to - from])].concat();
             house.ask(&mut self.client, trace, command::DMA_UNMAP, &body, &[]);
@@ -532,7 +559,7 @@ impl<'a> Run<'a> {
         let all = [words(&[24, 2]), longs(&[0, 0])].concat();
         let reply = house.ask(&mut self.client, trace, command::DMA_UNMAP, &all, &[]);
         assert!(reply.is_some_and(|reply| reply.errno == 0), "memory cannot be unmapped");
-        assert_eq!(house.map(&mut self.client, trace, 0, RAM as u64, true), 0);
+        assert_eq!(house.map(&mut self.client, trace, 0, MAPPED, true), 0);
         assert!(
             house.enable(&mut self.client, trace),
             "the controller {} is not enabled again",

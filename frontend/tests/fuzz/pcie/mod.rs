@@ -3,6 +3,7 @@
 mod client;
 mod guest;
 mod host;
+mod race;
 mod stream;
 
 use std::cell::RefCell;
@@ -13,16 +14,18 @@ use std::time::{Duration, Instant};
 
 use engine::mem::Mapping;
 use engine::testing::fuzz::Trace;
-use engine::{ShardHandle, Sim};
+use engine::testing::{Collector, bytes, filled};
+use engine::{ChannelRef, Op, ShardHandle, Sim, Volume};
 use frontend::vfio_user::{Handle, Options, Reject, Server, socket_path};
 use frontend::{Doorbells, Subsystem};
 use nvme_proto::Sqe;
 
 use crate::world::{SECRET, descriptors, in_flight, namespace, ram, settle, slow, subsystem};
-use client::{Client, Memory, RAM, RAM_NAME, Reply, command, longs, words};
+use client::{BEYOND, Client, Memory, RAM, RAM_NAME, Reply, command, longs, words};
 use host::{Pair, base, ring};
 
 pub use guest::Guest;
+pub use race::Race;
 pub use stream::Streams;
 
 const SHARDS: usize = 2;
@@ -36,6 +39,8 @@ pub struct House {
     sim: Sim,
     attacked: Arc<Subsystem>,
     neighbours: Arc<Subsystem>,
+    /// Where the blocks of the attacked namespaces are.
+    media: [Arc<dyn Volume>; 2],
     dir: PathBuf,
     handles: Vec<Handle>,
     neighbour: RefCell<Option<Neighbour>>,
@@ -89,8 +94,9 @@ impl House {
         let dir = std::env::temp_dir().join(name);
         let sim = Sim::new(SHARDS).unwrap();
         let attacked = subsystem(&sim, "nqn.2024-01.test:attacked", &[]);
-        attacked.add_namespace(namespace(1, slow())).unwrap();
-        attacked.add_namespace(namespace(2, ram())).unwrap();
+        let media: [Arc<dyn Volume>; 2] = [ram(), ram()];
+        attacked.add_namespace(namespace(1, slow(media[0].clone()))).unwrap();
+        attacked.add_namespace(namespace(2, media[1].clone())).unwrap();
         let neighbours = subsystem(&sim, "nqn.2024-01.test:neighbours", &[]);
         neighbours.add_namespace(namespace(1, ram())).unwrap();
         let handles = sim.handles();
@@ -109,6 +115,7 @@ impl House {
             sim,
             attacked,
             neighbours,
+            media,
             dir,
             handles,
             neighbour: RefCell::default(),
@@ -315,6 +322,16 @@ impl House {
     /// Nothing of the last clients is left in the process.
     fn check(&self) {
         assert_eq!(self.leavings(), self.leavings, "something of a client stays behind");
+        let (io, read) = (Collector::new(), filled(64 << 10, 0));
+        for (tag, volume) in (0..).zip(&self.media) {
+            self.sim.on(0, |shard| {
+                io.submit(&ChannelRef::open(volume, shard), tag, Op::Read, 0, 128, read.clone());
+            });
+            settle(&self.sim, Duration::from_millis(1));
+            assert_eq!(io.result(tag), Some(Ok(())));
+            let taken = bytes(&read).chunks(16).any(|some| some == [BEYOND; 16]);
+            assert!(!taken, "memory was read that is not mapped");
+        }
     }
 
     /// Everything of a run is gone, or it never will be.

@@ -188,7 +188,7 @@ impl Subject for Streams {
         };
         let target = Target::new(&sim.handles(), config).unwrap();
         let attacked = subsystem(&sim, ATTACKED, &[]);
-        attacked.add_namespace(namespace(1, slow())).unwrap();
+        attacked.add_namespace(namespace(1, slow(ram()))).unwrap();
         attacked.add_namespace(namespace(2, ram())).unwrap();
         let neighbours = subsystem(&sim, NEIGHBOURS, &[NEIGHBOUR]);
         neighbours.add_namespace(namespace(1, ram())).unwrap();
