@@ -104,7 +104,7 @@ pub fn measure(kind: &Kind, program: &Path, directory: &Path, options: &Options)
     std::thread::sleep(SETTLED);
     let connected = memory(pid)?;
     for i in 0..IDLE {
-        let socket = target.socket(&format!("idle{i}")).context("no socket")?;
+        let socket = target.socket(&format!("alone{i}")).context("no socket")?;
         hosts.0.push(hold(&socket, 1)?);
     }
     // All of them come, and then it comes to rest.

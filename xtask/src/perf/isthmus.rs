@@ -18,24 +18,22 @@ pub fn start(program: &Path, directory: &Path, cpus: &str, setup: Setup) -> Resu
     match setup {
         Setup::Idle => {
             volume(&mut first, "null", "null-volume");
-            subsystem(&mut first, "memory", &["null-volume"], Some(port), 0);
-            for i in 0..IDLE {
-                volume(&mut first, "null", &format!("null-volume{i}"));
-                subsystem(&mut first, &format!("idle{i}"), &[&format!("null-volume{i}")], None, 1);
-            }
+            subsystem(&mut first, "memory", &["null-volume"], Some(port), false);
+            alone(&mut first, IDLE);
         }
         Setup::Shards(_) => {
             volume(&mut first, "malloc", "ram-volume");
-            subsystem(&mut first, "memory", &["ram-volume"], Some(port), 0);
+            subsystem(&mut first, "memory", &["ram-volume"], Some(port), false);
         }
         Setup::Crowd => {
             volume(&mut first, "malloc", "crowd-volume");
-            subsystem(&mut first, "crowd", &["crowd-volume"], Some(port), CROWD);
+            subsystem(&mut first, "crowd", &["crowd-volume"], Some(port), false);
+            alone(&mut first, CROWD);
             for many in NAMESPACES {
                 let names: Vec<String> = (0..many).map(|i| format!("many{many}-{i}")).collect();
                 names.iter().for_each(|name| volume(&mut first, "null", name));
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                subsystem(&mut first, &format!("many{many}"), &names, Some(port), 0);
+                subsystem(&mut first, &format!("many{many}"), &names, Some(port), false);
             }
         }
         Setup::Paths => {
@@ -51,15 +49,23 @@ pub fn start(program: &Path, directory: &Path, cpus: &str, setup: Setup) -> Resu
     serve(program, directory, cpus, &first, port)
 }
 
+/// So many vfio-user controllers, each of a subsystem of its own.
+fn alone(to: &mut String, count: usize) {
+    for i in 0..count {
+        volume(to, "null", &format!("null-volume{i}"));
+        subsystem(to, &format!("alone{i}"), &[&format!("null-volume{i}")], None, true);
+    }
+}
+
 fn paths(to: &mut String, port: u16) {
     for id in ["ram-volume", "far-volume", "four1", "four2", "four3", "four4"] {
         volume(to, "malloc", id);
     }
     volume(to, "null", "null-volume");
-    subsystem(to, "memory", &["ram-volume"], Some(port), 1);
-    subsystem(to, "away", &["far-volume"], Some(port), 0);
-    subsystem(to, "four", &["four1", "four2", "four3", "four4"], Some(port), 0);
-    subsystem(to, "null", &["null-volume"], None, 1);
+    subsystem(to, "memory", &["ram-volume"], Some(port), true);
+    subsystem(to, "away", &["far-volume"], Some(port), false);
+    subsystem(to, "four", &["four1", "four2", "four3", "four4"], Some(port), false);
+    subsystem(to, "null", &["null-volume"], None, true);
 }
 
 fn chain(to: &mut String, port: u16, key: &Path) {
@@ -73,15 +79,15 @@ fn chain(to: &mut String, port: u16, key: &Path) {
         nqn("away"),
         key.display(),
     );
-    subsystem(to, "chain", &["secret"], None, 1);
+    subsystem(to, "chain", &["secret"], None, true);
 }
 
 fn volume(to: &mut String, kind: &str, id: &str) {
     let _ = write!(to, "[[{kind}_volumes]]\nid = \"{id}\"\nblock_size = 4096\nblocks_count = {BLOCKS}\n\n");
 }
 
-/// A subsystem of these volumes, with a listener if there is a port, and so many vfio-user controllers.
-fn subsystem(to: &mut String, id: &str, volumes: &[&str], port: Option<u16>, sockets: usize) {
+/// A subsystem of these volumes, with a listener if there is a port, and perhaps a vfio-user controller.
+fn subsystem(to: &mut String, id: &str, volumes: &[&str], port: Option<u16>, socket: bool) {
     let _ = write!(to, "[[nvme_subsystems]]\nid = \"{id}\"\nspec = {{ nqn = \"{}\" }}\n\n", nqn(id));
     for (i, volume) in volumes.iter().enumerate() {
         let nsid = i + 1;
@@ -99,11 +105,11 @@ fn subsystem(to: &mut String, id: &str, volumes: &[&str], port: Option<u16>, soc
              adrfam = \"NVME_ADDRESS_FAMILY_IPV4\" }} }}\n\n"
         );
     }
-    for i in 0..sockets {
+    if socket {
         let _ = write!(
             to,
-            "[[nvme_controllers]]\nid = \"pcie{i}\"\nparent = \"{id}\"\n\
-             spec = {{ trtype = \"NVME_TRANSPORT_TYPE_PCIE\", pcie_id = {{ port_id = 0, physical_function = {i}, \
+            "[[nvme_controllers]]\nid = \"pcie0\"\nparent = \"{id}\"\n\
+             spec = {{ trtype = \"NVME_TRANSPORT_TYPE_PCIE\", pcie_id = {{ port_id = 0, physical_function = 0, \
              virtual_function = 0 }} }}\n\n"
         );
     }

@@ -14,6 +14,7 @@ mod target;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -230,12 +231,13 @@ fn undisturbed(
 ) -> Result<(Option<Run>, f64)> {
     for trial in 1.. {
         target.pause(false)?;
-        let before = taken(options, target);
+        let (before, since) = (taken(options, target), Instant::now());
         let run = bench(program, root, options, target, arguments);
         let others = taken(options, target) - before;
         target.pause(true)?;
-        // The load's CPU is one of the target's there.
-        let share = if row.setup == Setup::Shards(2) { 0.0 } else { others / options.seconds.max(1) as f64 };
+        // Connecting takes its time too. With two shards the load's CPU is one of the target's.
+        let share =
+            if row.setup == Setup::Shards(2) { 0.0 } else { others / since.elapsed().as_secs_f64().max(1.0) };
         match run.and_then(|json| Run::of(row, &json)) {
             Ok(_) if share > DISTURBED && trial < TRIALS => {}
             Ok(run) => return Ok((Some(run), share)),

@@ -15,9 +15,9 @@ pub enum Way {
     Chain,
     /// NVMe/TCP → four RAM volumes.
     Four,
-    /// NVMe/TCP → RAM, of the subsystem that has many controllers.
+    /// NVMe/TCP → RAM, beside much else.
     Crowd,
-    /// So many vfio-user controllers of it.
+    /// So many vfio-user → null.
     Controllers(u16),
     /// NVMe/TCP → null, in a subsystem with so many namespaces.
     Namespaces(u16),
@@ -161,7 +161,10 @@ pub fn rows() -> Vec<Row> {
         }
     }
     for controllers in [1u16, 4, 16, 64, 200] {
-        let plot = Some(("vfio-user controllers, each 4 KiB random read at depth 4", controllers.into()));
+        let plot = Some((
+            "vfio-user controllers on null volumes, each 4 KiB random read at depth 4",
+            controllers.into(),
+        ));
         let id = format!("controllers-{controllers}");
         add(id, Way::Controllers(controllers), "--pattern randread --depth 4", Goal::None, plot);
     }

@@ -43,7 +43,7 @@ fn declare(rpc: &Path, sockets: &Path, port: u16, setup: Setup) -> Result<()> {
     // A queue of its default 128 entries holds 127 commands.
     call("nvmf_create_transport", json!({ "trtype": "TCP", "max_queue_depth": 256 }))?;
     call("nvmf_create_transport", json!({ "trtype": "VFIOUSER" }))?;
-    let expose = |name: &str, volumes: &[&str], tcp: bool, controllers: usize| -> Result<()> {
+    let expose = |name: &str, volumes: &[&str], tcp: bool, socket: bool| -> Result<()> {
         let nqn = nqn(name);
         call(
             "nvmf_create_subsystem",
@@ -66,8 +66,8 @@ fn declare(rpc: &Path, sockets: &Path, port: u16, setup: Setup) -> Result<()> {
             let address = json!({ "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port.to_string() });
             call("nvmf_subsystem_add_listener", json!({ "nqn": nqn, "listen_address": address }))?;
         }
-        for i in 0..controllers {
-            let path = sockets.join(if i == 0 { name.to_owned() } else { format!("{name}.pcie{i}") });
+        if socket {
+            let path = sockets.join(name);
             fs::create_dir_all(&path)?;
             let address = json!({ "trtype": "VFIOUSER", "traddr": path, "trsvcid": "0" });
             call("nvmf_subsystem_add_listener", json!({ "nqn": nqn, "listen_address": address }))?;
@@ -81,29 +81,33 @@ fn declare(rpc: &Path, sockets: &Path, port: u16, setup: Setup) -> Result<()> {
         call("bdev_malloc_create", json!({ "name": name, "num_blocks": blocks, "block_size": 4096 }))
             .map(drop)
     };
+    // Each has a subsystem of its own: SPDK's have 16 listeners at most.
+    let alone = |count| {
+        (0..count).try_for_each(|i| {
+            let volume = format!("null-volume{i}");
+            null(&volume)?;
+            expose(&format!("alone{i}"), &[&volume], false, true)
+        })
+    };
     match setup {
         Setup::Idle => {
             null("null-volume")?;
-            expose("memory", &["null-volume"], true, 0)?;
-            for i in 0..IDLE {
-                let volume = format!("null-volume{i}");
-                null(&volume)?;
-                expose(&format!("idle{i}"), &[&volume], false, 1)?;
-            }
-            return Ok(());
+            expose("memory", &["null-volume"], true, false)?;
+            return alone(IDLE);
         }
         Setup::Shards(_) => {
             ram("ram-volume", BLOCKS)?;
-            return expose("memory", &["ram-volume"], true, 0);
+            return expose("memory", &["ram-volume"], true, false);
         }
         Setup::Crowd => {
             ram("crowd-volume", BLOCKS)?;
-            expose("crowd", &["crowd-volume"], true, CROWD)?;
+            expose("crowd", &["crowd-volume"], true, false)?;
+            alone(CROWD)?;
             for many in NAMESPACES {
                 let names: Vec<String> = (0..many).map(|i| format!("many{many}-{i}")).collect();
                 names.iter().try_for_each(|name| null(name))?;
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                expose(&format!("many{many}"), &names, true, 0)?;
+                expose(&format!("many{many}"), &names, true, false)?;
             }
             return Ok(());
         }
@@ -113,10 +117,10 @@ fn declare(rpc: &Path, sockets: &Path, port: u16, setup: Setup) -> Result<()> {
     // The first is the chain's, so that all of them fit the memory that SPDK was given.
     ["far-volume", "ram-volume"].into_iter().try_for_each(|name| ram(name, BLOCKS))?;
     ["four1", "four2", "four3", "four4"].into_iter().try_for_each(|name| ram(name, BLOCKS / 4))?;
-    expose("memory", &["ram-volume"], true, 1)?;
-    expose("away", &["far-volume"], true, 0)?;
-    expose("four", &["four1", "four2", "four3", "four4"], true, 0)?;
-    expose("null", &["null-volume"], false, 1)?;
+    expose("memory", &["ram-volume"], true, true)?;
+    expose("away", &["far-volume"], true, false)?;
+    expose("four", &["four1", "four2", "four3", "four4"], true, false)?;
+    expose("null", &["null-volume"], false, true)?;
     let remote = json!({
         "name": "remote", "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port.to_string(),
         "subnqn": nqn("away"), "hostnqn": nqn("host"),
@@ -127,7 +131,7 @@ fn declare(rpc: &Path, sockets: &Path, port: u16, setup: Setup) -> Result<()> {
     if call("accel_crypto_key_create", key).is_ok() {
         let crypto = json!({ "base_bdev_name": remote, "name": "secret", "key_name": "key" });
         call("bdev_crypto_create", crypto)?;
-        expose("chain", &["secret"], false, 1)?;
+        expose("chain", &["secret"], false, true)?;
     } else {
         eprintln!("this SPDK was built without crypto: it has no chain");
     }

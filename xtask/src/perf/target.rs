@@ -23,7 +23,7 @@ pub const KEYS: [&str; 2] = [
 /// Controllers that only stand there, for what idleness costs.
 pub const IDLE: usize = 16;
 
-/// vfio-user controllers of one subsystem, for what many of them cost.
+/// vfio-user controllers, for what many of them cost.
 pub const CROWD: usize = 200;
 /// Namespaces of one subsystem each, for what many of them cost.
 pub const NAMESPACES: [u16; 3] = [1, 64, 1024];
@@ -33,7 +33,7 @@ pub const NAMESPACES: [u16; 3] = [1, 64, 1024];
 pub enum Setup {
     /// A subsystem for each path.
     Paths,
-    /// A subsystem with [`CROWD`] vfio-user controllers and a listener, and one each with [`NAMESPACES`].
+    /// A subsystem over TCP for many connections, [`CROWD`] with a vfio-user controller, and one each with [`NAMESPACES`].
     Crowd,
     /// A subsystem over TCP, served on so many CPUs.
     Shards(u16),
@@ -69,8 +69,10 @@ impl Target {
     /// How bench reaches a way, if the target has it.
     pub fn reach(&self, way: Way) -> Option<Vec<String>> {
         if let Way::Controllers(n) = way {
-            let name = |i| if i == 0 { "crowd".to_owned() } else { format!("crowd.pcie{i}") };
-            return (0..n).map(|i| self.socket(&name(i))).collect::<Option<Vec<_>>>().map(|all| all.concat());
+            return (0..n)
+                .map(|i| self.socket(&format!("alone{i}")))
+                .collect::<Option<Vec<_>>>()
+                .map(|all| all.concat());
         }
         if way.is_tcp() {
             let (address, only) = self.address.as_ref()?;
