@@ -1,8 +1,6 @@
-//! Two controllers of one subsystem, one over vfio-user and one over TCP: random legal commands on either, against a model
-//! of the namespace. `ISTHMUS_SOAK` runs a hundred thousand sequences, `ISTHMUS_SEED` chooses them.
+//! Two controllers of one subsystem, one over vfio-user and one over TCP, and what resets both.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -21,22 +19,6 @@ const BLOCK: usize = 512;
 const BLOCKS: u64 = 24;
 /// Most blocks of a command.
 const MOST: u64 = 8;
-/// Commands of a sequence.
-const STEPS: usize = 12;
-
-/// Numbers from a seed (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
-}
-
 /// One command to its end.
 fn run(queue: &mut dyn Queue, command: Command) -> Status {
     queue.submit(0, command).unwrap();
@@ -45,63 +27,6 @@ fn run(queue: &mut dyn Queue, command: Command) -> Status {
         queue.poll(&mut done).unwrap();
     }
     done[0].status
-}
-
-/// What the blocks hold, and the last commands for the message of a failure.
-struct Model {
-    bytes: Vec<u8>,
-    history: VecDeque<String>,
-}
-
-impl Model {
-    /// Does one random command on `queue` and in the model, and compares.
-    fn step(&mut self, random: &mut Random, name: &str, queue: &mut dyn Queue) -> Result<(), String> {
-        let blocks = 1 + random.below(MOST);
-        let lba = random.below(BLOCKS - blocks + 1);
-        let at = lba as usize * BLOCK..(lba + blocks) as usize * BLOCK;
-        let len = at.len();
-        let kind = match random.below(12) {
-            0..3 => Kind::Read,
-            3..6 => Kind::Write { fua: random.below(2) == 0 },
-            6 => Kind::WriteZeroes { deallocate: random.below(2) == 0 },
-            7 => Kind::Deallocate,
-            8..11 => Kind::Compare,
-            _ => Kind::Flush,
-        };
-        self.history.push_back(format!("{name} {kind:?} {lba}+{blocks}"));
-        if self.history.len() > 2 * STEPS {
-            self.history.pop_front();
-        }
-        // Compared bytes are the right ones, or differ in one place.
-        let mut given = vec![random.below(256) as u8; len];
-        let mut expected = Status::SUCCESS;
-        if kind == Kind::Compare {
-            given.copy_from_slice(&self.bytes[at.clone()]);
-            if random.below(2) == 0 {
-                given[random.below(len as u64) as usize] ^= 1 << random.below(8);
-                expected = Status::COMPARE_FAILURE;
-            }
-        }
-        queue.buffer(0).copy_in(0, &given);
-        let status = run(queue, Command { kind, lba, blocks: blocks as u32 });
-        if status.code() != expected {
-            return Err(format!("{status}, expected {expected}"));
-        }
-        match kind {
-            Kind::Read => {
-                let mut read = vec![0; len];
-                queue.buffer(0).copy_out(0, &mut read);
-                if read != self.bytes[at] {
-                    return Err("other bytes than the model's".into());
-                }
-            }
-            Kind::Write { .. } => self.bytes[at].copy_from_slice(&given),
-            // A RAM volume's deallocated blocks read as zeroes, and its Identify says so.
-            Kind::WriteZeroes { .. } | Kind::Deallocate => self.bytes[at].fill(0),
-            Kind::Compare | Kind::Flush => {}
-        }
-        Ok(())
-    }
 }
 
 /// One subsystem on two shards, with a controller over vfio-user and listeners over TCP.
@@ -163,32 +88,6 @@ impl House {
         self.target.close();
         self.shards.stop();
     }
-}
-
-#[test]
-fn they_agree_with_one_model_of_the_namespace() {
-    let soak = std::env::var_os("ISTHMUS_SOAK").is_some();
-    let given = std::env::var("ISTHMUS_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed: u64 = given.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64);
-    println!("ISTHMUS_SEED={seed}");
-
-    let house = House::new();
-    let ((over_tcp, mut tcp_queue), (over_pcie, mut pcie_queue)) = (house.over_tcp(), house.over_pcie());
-    let mut model = Model { bytes: vec![0; BLOCKS as usize * BLOCK], history: VecDeque::new() };
-    for sequence in 0..if soak { 100_000 } else { 1_000 } {
-        let mut random = Random(seed.wrapping_add(sequence));
-        for _ in 0..STEPS {
-            let (name, queue): (&str, &mut dyn Queue) = match random.below(2) {
-                0 => ("vfio-user", &mut pcie_queue),
-                _ => ("tcp", &mut tcp_queue),
-            };
-            if let Err(difference) = model.step(&mut random, name, queue) {
-                panic!("sequence {sequence}: {difference}\n{:#?}", model.history);
-            }
-        }
-    }
-    drop((tcp_queue, over_tcp, pcie_queue, over_pcie));
-    house.end();
 }
 
 #[test]

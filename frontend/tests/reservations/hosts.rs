@@ -8,6 +8,7 @@ use engine::{Config, Shards};
 use frontend::tcp::{Target, TargetConfig};
 use frontend::vfio_user::{Handle, Options, Server, socket_path};
 use frontend::{Doorbells, Persist, Subsystem};
+use nvme_proto::dptr::SglDescriptor;
 use nvme_proto::fabrics::{Cattr, Connect};
 use nvme_proto::reservation::{AcquireData, RegisterData};
 use nvme_proto::zerocopy::IntoBytes;
@@ -135,6 +136,36 @@ impl Actor {
                 (status.code(), client.get(PAGE, read))
             }
         }
+    }
+
+    /// Two I/O commands as one, each with its data of at most a page; how each ends.
+    pub fn fused(&mut self, mut sqes: [Sqe; 2], data: [&[u8]; 2]) -> [Status; 2] {
+        for (sqe, fuse) in sqes.iter_mut().zip([1, 2]) {
+            sqe.flags = sqe.flags.with_fuse(fuse);
+        }
+        let (cids, ends) = match self {
+            Actor::Tcp(_, io) => {
+                let mut cids = [0; 2];
+                let mut both = Vec::new();
+                for ((sqe, data), cid) in sqes.iter_mut().zip(data).zip(&mut cids) {
+                    sqe.cid = io.next_cid();
+                    *cid = sqe.cid;
+                    sqe.set_sgl(SglDescriptor::in_capsule(data.len() as u32));
+                    both.extend(io.capsule(*sqe, data));
+                }
+                io.send(&both);
+                (cids, [io.complete(&[]).0, io.complete(&[]).0])
+            }
+            Actor::Pcie(client, queue) => {
+                for ((sqe, data), page) in sqes.iter_mut().zip(data).zip([PAGE, PAGE + 4096]) {
+                    client.put(page, data);
+                    sqe.dptr = [page, 0];
+                }
+                let cids = [client.place(queue, sqes[0]), client.submit(queue, sqes[1])];
+                (cids, [client.wait(queue), client.wait(queue)])
+            }
+        };
+        cids.map(|cid| ends.iter().find(|end| end.cid == cid).expect("both end").status().code())
     }
 
     pub fn admin(&mut self, mut sqe: Sqe, write: &[u8], read: usize) -> (Status, u32, Vec<u8>) {

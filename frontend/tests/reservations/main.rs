@@ -8,6 +8,7 @@ mod client;
 mod common;
 mod hosts;
 mod kept;
+mod mixed;
 mod model;
 mod notices;
 mod preempt;

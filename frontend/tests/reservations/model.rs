@@ -17,10 +17,11 @@ const ACCESS: [[(bool, bool); 2]; 7] = [
     [(true, true), (false, false)],
 ];
 
+/// A namespace's reservations, as a person would write them down.
 #[derive(Default)]
-struct Model {
+pub struct Model {
     generation: u32,
-    rtype: usize,
+    pub rtype: usize,
     holder: usize,
     /// By host, with when each came.
     keys: [Option<(u64, u64)>; 3],
@@ -29,7 +30,7 @@ struct Model {
 }
 
 impl Model {
-    fn key(&self, host: usize) -> Option<u64> {
+    pub fn key(&self, host: usize) -> Option<u64> {
         self.keys[host].map(|(key, _)| key)
     }
 
@@ -41,7 +42,7 @@ impl Model {
         self.rtype != 0 && self.keys[host].is_some() && (self.for_all() || self.holder == host)
     }
 
-    fn access(&self, host: usize) -> (bool, bool) {
+    pub fn access(&self, host: usize) -> (bool, bool) {
         if self.holds(host) {
             return (true, true);
         }
@@ -69,7 +70,7 @@ impl Model {
     }
 
     /// `cdw10` has the action, IEKEY in bit 3 and CPTPL in bits 31 and 30.
-    fn register(&mut self, host: usize, cdw10: u32, old: u64, new: u64) -> Status {
+    pub fn register(&mut self, host: usize, cdw10: u32, old: u64, new: u64) -> Status {
         let (action, ignore, change) = (cdw10 & 7, cdw10 & 8 != 0, cdw10 >> 30);
         if change == 1 {
             return Status::INVALID_FIELD;
@@ -90,7 +91,7 @@ impl Model {
         Status::SUCCESS
     }
 
-    fn acquire(&mut self, host: usize, action: u32, rtype: usize, old: u64, prey: u64) -> Status {
+    pub fn acquire(&mut self, host: usize, action: u32, rtype: usize, old: u64, prey: u64) -> Status {
         if !(1..=6).contains(&rtype) || action > 2 {
             return Status::INVALID_FIELD;
         }
@@ -123,7 +124,7 @@ impl Model {
         Status::SUCCESS
     }
 
-    fn release(&mut self, host: usize, action: u32, rtype: usize, old: u64) -> Status {
+    pub fn release(&mut self, host: usize, action: u32, rtype: usize, old: u64) -> Status {
         if action > 1 {
             return Status::INVALID_FIELD;
         }
