@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 
 const WIDTH: f64 = 460.0;
-const HEIGHT: f64 = 280.0;
+const HEIGHT: f64 = 290.0;
 const LEFT: f64 = 58.0;
-const RIGHT: f64 = 12.0;
-const TOP: f64 = 30.0;
+const RIGHT: f64 = 18.0;
+const TOP: f64 = 40.0;
 const BOTTOM: f64 = 40.0;
 
 /// A line: its name, and points with the least and the most of each.
@@ -50,6 +50,37 @@ pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
+/// Round values from at or below `low` (from 0 on where the axis is linear) to at or above `high`, some five of them.
+fn ticks(scale: Scale, low: f64, high: f64) -> Vec<f64> {
+    let (low, high) = (low.max(1e-3), high.max(2e-3));
+    let round = |value: f64, up: bool| {
+        let decade = 10f64.powf(value.log10().floor());
+        let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * decade);
+        // A hair of room, for what arithmetic leaves behind.
+        let found = if up {
+            steps.into_iter().find(|step| *step >= value * 0.999_999)
+        } else {
+            steps.into_iter().rev().find(|step| *step <= value * 1.000_001)
+        };
+        found.unwrap_or(value)
+    };
+    if scale == Scale::Linear {
+        let step = round(high / 5.0, true);
+        return (0..=(high / step).ceil() as u32).map(|i| f64::from(i) * step).collect();
+    }
+    let mut all = vec![round(low, false)];
+    while let Some(&last) = all.last().filter(|last| **last < high) {
+        all.push(round(last * 1.5, true));
+    }
+    // Every decade is enough where there are many.
+    let decade = |value: &f64| (value.log10() - value.log10().round()).abs() < 1e-6;
+    let ends = [all.first().copied(), all.last().copied()];
+    if all.len() > 7 {
+        all.retain(|value| decade(value) || ends.contains(&Some(*value)));
+    }
+    all
+}
+
 /// A chart; empty where there is nothing to draw.
 pub fn chart(title: &str, axes: [(&str, Scale); 2], series: &[Series]) -> String {
     let [(x_name, x_scale), (y_name, y_scale)] = axes;
@@ -62,12 +93,18 @@ pub fn chart(title: &str, axes: [(&str, Scale); 2], series: &[Series]) -> String
         let high = values.iter().copied().fold(f64::MIN, f64::max);
         if high - low < 1e-9 { (low - 0.5, high + 0.5) } else { (low, high) }
     };
-    let (x_low, x_high) = ends(all.iter().map(|p| transform(x_scale, p.0)).collect());
-    let (mut y_low, y_high) =
-        ends(all.iter().flat_map(|p| [p.2, p.3]).map(|y| transform(y_scale, y)).collect());
-    if y_scale == Scale::Linear {
-        y_low = 0.0;
+    let mut marks: Vec<f64> = all.iter().map(|p| p.0).collect();
+    marks.sort_by(f64::total_cmp);
+    marks.dedup();
+    // Where every point has a number of its own, round ones say more.
+    if let ([first, .., last], true) = (&marks[..], marks.len() > 9) {
+        marks = ticks(x_scale, *first, *last);
     }
+    let (x_low, x_high) =
+        ends(all.iter().map(|p| p.0).chain(marks.iter().copied()).map(|v| transform(x_scale, v)).collect());
+    let values = all.iter().flat_map(|p| [p.2, p.3]);
+    let grid = ticks(y_scale, values.clone().fold(f64::MAX, f64::min), values.fold(f64::MIN, f64::max));
+    let (y_low, y_high) = ends(grid.iter().map(|y| transform(y_scale, *y)).collect());
     let x =
         |value: f64| LEFT + (transform(x_scale, value) - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT);
     let y = |value: f64| {
@@ -78,9 +115,7 @@ pub fn chart(title: &str, axes: [(&str, Scale); 2], series: &[Series]) -> String
          y=\"16\">{0}</text>",
         escape(title)
     );
-    for i in 0..=4 {
-        let at = y_low + (y_high - y_low) * f64::from(i) / 4.0;
-        let value = if y_scale == Scale::Linear { at } else { at.exp2() };
+    for value in grid {
         let place = y(value);
         let _ = write!(
             svg,
@@ -92,11 +127,7 @@ pub fn chart(title: &str, axes: [(&str, Scale); 2], series: &[Series]) -> String
             human(value)
         );
     }
-    let mut marks: Vec<f64> = all.iter().map(|p| p.0).collect();
-    marks.sort_by(f64::total_cmp);
-    marks.dedup();
-    let every = marks.len().div_ceil(9).max(1);
-    for mark in marks.iter().step_by(every) {
+    for mark in &marks {
         let _ = write!(
             svg,
             "<text class=\"tick\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
@@ -112,7 +143,7 @@ pub fn chart(title: &str, axes: [(&str, Scale); 2], series: &[Series]) -> String
         f64::midpoint(LEFT, WIDTH - RIGHT),
         HEIGHT - 6.0,
         escape(x_name),
-        TOP - 3.0,
+        TOP - 10.0,
         escape(y_name)
     );
     for (i, series) in series.iter().enumerate() {
@@ -132,15 +163,12 @@ pub fn chart(title: &str, axes: [(&str, Scale); 2], series: &[Series]) -> String
                 human(py)
             );
         }
-        let _ = write!(
-            svg,
-            "<text class=\"key s{i}\" text-anchor=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-            WIDTH - RIGHT,
-            16.0 + 13.0 * i as f64,
-            escape(&series.name)
-        );
     }
-    svg + "</svg>\n"
+    let _ = write!(svg, "<text text-anchor=\"end\" x=\"{:.1}\" y=\"16\">", WIDTH - RIGHT);
+    for (i, series) in series.iter().enumerate() {
+        let _ = write!(svg, "<tspan class=\"s{i}\" dx=\"10\">{}</tspan>", escape(&series.name));
+    }
+    svg + "</text></svg>\n"
 }
 
 #[cfg(test)]
@@ -150,6 +178,17 @@ mod tests {
     #[test]
     fn numbers_for_people() {
         assert_eq!([0.5, 12.0, 1500.0, 2_345_678.0].map(human), ["0.5", "12", "1.5k", "2.35M"]);
+    }
+
+    #[test]
+    fn axes_have_round_numbers() {
+        assert_eq!(ticks(Scale::Linear, 3.0, 448e3), [0.0, 1e5, 2e5, 3e5, 4e5, 5e5]);
+        assert_eq!(ticks(Scale::Logarithmic, 21.0, 426.0), [20.0, 50.0, 100.0, 200.0, 500.0]);
+        let wide = ticks(Scale::Logarithmic, 3.0, 1.5e4);
+        assert!(
+            wide.contains(&10.0) && wide.contains(&1e3) && wide[0] == 2.0 && *wide.last().unwrap() == 2e4,
+            "{wide:?}"
+        );
     }
 
     #[test]

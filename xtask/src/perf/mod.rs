@@ -125,7 +125,7 @@ fn measure(
     directory: &Path,
 ) -> Result<Results> {
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-    let mut results = Results { machine: machine(options), command, ..Results::default() };
+    let mut results = Results { machine: machine(options), commands: vec![command], ..Results::default() };
     if idle {
         for kind in kinds.iter().filter(|kind| !matches!(kind, Kind::There { .. })) {
             results.idle.push(idle::measure(kind, program, &directory.join("idle"), options)?);

@@ -17,8 +17,8 @@ th:first-child,td:first-child{text-align:left}\
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(380px,1fr));gap:1em}\
 svg{width:100%;height:auto}svg text{fill:currentColor;font-size:11px}svg .title{font-size:13px;font-weight:600}\
 svg .grid{stroke:var(--line);stroke-width:.6}svg polyline{fill:none;stroke-width:2}\
-svg .s0{stroke:var(--a)}svg .s1{stroke:var(--b)}svg circle.s0,svg text.s0{fill:var(--a);stroke:none}\
-svg circle.s1,svg text.s1{fill:var(--b);stroke:none}";
+svg .s0{stroke:var(--a)}svg .s1{stroke:var(--b)}svg circle.s0,svg tspan.s0{fill:var(--a);stroke:none;font-weight:600}\
+svg circle.s1,svg tspan.s1{fill:var(--b);stroke:none;font-weight:600}";
 
 /// A ratio that something is asked of: its name, what it is, what it must be, and whether it is.
 struct Ratio {
@@ -175,12 +175,17 @@ pub fn page(results: &Results) -> String {
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>Isthmus, measured</title><style>{STYLE}</style><h1>Isthmus, measured</h1>\n"
     );
+    let commands: Vec<String> = results
+        .commands
+        .iter()
+        .map(|command| format!("<code>cargo xtask {}</code>", escape(command)))
+        .collect();
     let against = results.names.get(1).map_or(String::new(), |peer| format!(" against {}", escape(peer)));
     let _ = write!(
         html,
         "<p>The same loads{against}, in turns; the target that is not measured is stopped. Medians; the bars are the least and \
-         the most. Made by <code>cargo xtask {}</code>.</p>\n<h2>The machine</h2><table>",
-        escape(&results.command)
+         the most. Made by {}.</p>\n<h2>The machine</h2><table>",
+        commands.join(", ")
     );
     for (key, value) in &results.machine {
         let _ = write!(

@@ -20,7 +20,8 @@ pub struct Results {
     /// The largest share of the target's first CPU that others took in a run.
     pub disturbed: f64,
     pub machine: Vec<(String, String)>,
-    pub command: String,
+    /// What was called, once for each piece.
+    pub commands: Vec<String>,
 }
 
 impl Results {
@@ -39,6 +40,9 @@ impl Results {
 
     /// Takes over what was measured again or is new; the rows stand in the order in which they are listed.
     pub fn merge(&mut self, new: Results) {
+        if new.rows.is_empty() && new.idle.is_empty() {
+            return;
+        }
         if !new.names.is_empty() {
             self.names = new.names;
         }
@@ -52,7 +56,9 @@ impl Results {
         let order: Vec<String> = rows().into_iter().map(|row| row.id).collect();
         self.rows.sort_by_key(|(row, _)| order.iter().position(|id| *id == row.id));
         self.disturbed = self.disturbed.max(new.disturbed);
-        (self.machine, self.command) = (new.machine, new.command);
+        self.machine = new.machine;
+        self.commands.extend(new.commands);
+        self.commands.dedup();
     }
 
     fn to_json(&self) -> Value {
@@ -64,7 +70,7 @@ impl Results {
         let idle: Vec<Value> = self.idle.iter().map(Idle::to_json).collect();
         json!({
             "names": self.names, "rows": rows, "idle": idle, "disturbed": self.disturbed, "machine": self.machine,
-            "command": self.command,
+            "commands": self.commands,
         })
     }
 
@@ -86,7 +92,7 @@ impl Results {
             idle: idle.iter().map(Idle::from_json).collect::<Result<_>>()?,
             disturbed: json["disturbed"].as_f64().unwrap_or_default(),
             machine: serde_json::from_value(json["machine"].clone())?,
-            command: json["command"].as_str().unwrap_or_default().to_owned(),
+            commands: serde_json::from_value(json["commands"].clone())?,
         })
     }
 }
