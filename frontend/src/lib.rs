@@ -25,6 +25,6 @@ pub use queue::{
     AdminQueue, Completion, Data, Direction, Outcome, Queue, QueueConfig, Reply, Ticket, Transport,
 };
 pub use subsystem::{
-    HostId, Local, MAX_NAMESPACES, Mask, Persist, Power, Stored, Subsystem, SubsystemConfig, SubsystemError,
-    Viewer,
+    HostId, Kept, Local, MAX_NAMESPACES, Mask, Persist, Power, Stored, Subsystem, SubsystemConfig,
+    SubsystemError, Viewer,
 };

@@ -200,8 +200,8 @@ pub struct NamespaceConfig {
     pub eui64: [u8; 8],
     /// Where the blocks are.
     pub volume: Arc<dyn Volume>,
-    /// Where reservations are kept that outlive the process; `None` if they cannot.
-    pub reservations: Option<Arc<dyn frontend::Persist>>,
+    /// Where it is kept what hosts set of it and that outlives the process; `None` if it does not.
+    pub persist: Option<Arc<dyn frontend::Persist>>,
     /// Nobody sees it until [`DataPlane::mask_namespace`] says who does.
     pub hidden: bool,
 }

@@ -1,8 +1,8 @@
 //! The state directory: what is declared, in a database that a crash at any moment leaves whole.
 //!
-//! `state.redb` holds three tables: `objects`, a [`Record`] under each resource name, `reservations` of the namespaces
-//! that have some, under their identity for life, and `meta`. `lock` is locked while
-//! a process uses the directory. `kek` may hold the key-encryption key (see [`super::vault`]).
+//! `state.redb` holds four tables: `objects`, a [`Record`] under each resource name; `reservations` and `protection` of
+//! the namespaces that have some, under their identity for life; and `meta`. `lock` is locked while a process uses the
+//! directory. `kek` may hold the key-encryption key (see [`super::vault`]).
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use engine::Limits;
+use frontend::Kept;
 use prost::Message as _;
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
@@ -20,6 +21,7 @@ use super::vault::{self, Vault, VaultError};
 
 const OBJECTS: TableDefinition<&str, &[u8]> = TableDefinition::new("objects");
 const RESERVATIONS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("reservations");
+const PROTECTION: TableDefinition<&[u8], &[u8]> = TableDefinition::new("protection");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
 /// The key in `meta` that is there while a process has the directory.
@@ -168,6 +170,13 @@ impl From<&Promise> for Limits {
     }
 }
 
+fn table(kept: Kept) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
+    match kept {
+        Kept::Reservations => RESERVATIONS,
+        Kept::Protection => PROTECTION,
+    }
+}
+
 /// The state directory, locked while this lives.
 pub(crate) struct Store {
     path: PathBuf,
@@ -298,24 +307,24 @@ impl Store {
         self.write(|objects| objects.remove(name).map(drop))
     }
 
-    /// What is kept of a namespace's reservations.
-    pub fn reservations(&self, uuid: Uuid) -> Result<Option<Vec<u8>>, StoreError> {
+    /// What is kept of a namespace.
+    pub fn kept(&self, uuid: Uuid, kept: Kept) -> Result<Option<Vec<u8>>, StoreError> {
         let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(RESERVATIONS)?;
+            let table = self.database.begin_read()?.open_table(table(kept))?;
             Ok(table.get(uuid.as_bytes().as_slice())?.map(|kept| kept.value().to_owned()))
         };
         read().map_err(|e| self.failed(e))
     }
 
-    /// Keeps a namespace's reservations, or forgets them. It is durable when this returns.
-    pub fn keep_reservations(&self, uuid: Uuid, state: Option<&[u8]>) -> Result<(), StoreError> {
+    /// Keeps something of a namespace, or forgets it. It is durable when this returns.
+    pub fn keep(&self, uuid: Uuid, kept: Kept, state: Option<&[u8]>) -> Result<(), StoreError> {
         #[cfg(test)]
         if self.fails.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(self.failed("no space left"));
         }
         let commit = || -> Result<(), redb::Error> {
             let transaction = self.database.begin_write()?;
-            let mut table = transaction.open_table(RESERVATIONS)?;
+            let mut table = transaction.open_table(table(kept))?;
             match state {
                 Some(state) => table.insert(uuid.as_bytes().as_slice(), state)?.map(drop),
                 None => table.remove(uuid.as_bytes().as_slice())?.map(drop),
@@ -326,13 +335,14 @@ impl Store {
         commit().map_err(|e| self.failed(e))
     }
 
-    /// Forgets the reservations of all namespaces but these: a crash may have come between a namespace's end and
-    /// theirs.
-    pub fn retain_reservations(&self, keep: impl Fn(Uuid) -> bool) -> Result<(), StoreError> {
+    /// Forgets what is kept of all namespaces but these: a crash may have come between a namespace's end and that.
+    pub fn retain_kept(&self, keep: impl Fn(Uuid) -> bool) -> Result<(), StoreError> {
         let known = |key: &[u8]| Uuid::from_slice(key).is_ok_and(&keep);
         let commit = || -> Result<(), redb::Error> {
             let transaction = self.database.begin_write()?;
-            transaction.open_table(RESERVATIONS)?.retain(|key, _| known(key))?;
+            for table in [RESERVATIONS, PROTECTION] {
+                transaction.open_table(table)?.retain(|key, _| known(key))?;
+            }
             Ok(transaction.commit()?)
         };
         commit().map_err(|e| self.failed(e))
@@ -366,6 +376,7 @@ impl Store {
             let transaction = self.database.begin_write()?;
             transaction.open_table(OBJECTS)?;
             transaction.open_table(RESERVATIONS)?;
+            transaction.open_table(PROTECTION)?;
             let mut meta = transaction.open_table(META)?;
             let mut kept = |name: &str, new: &[u8]| -> Result<Vec<u8>, redb::Error> {
                 if let Some(old) = meta.get(name)? {
@@ -449,20 +460,24 @@ mod tests {
     }
 
     #[test]
-    fn reservations_are_kept_until_they_or_their_namespace_go() {
+    fn what_is_kept_of_a_namespace_stays_until_it_or_the_namespace_goes() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), None).unwrap();
         let [a, b] = [1, 2].map(Uuid::from_u128);
-        assert_eq!(store.reservations(a).unwrap(), None);
-        store.keep_reservations(a, Some(b"one")).unwrap();
-        store.keep_reservations(b, Some(b"two")).unwrap();
+        for kept in [Kept::Reservations, Kept::Protection] {
+            assert_eq!(store.kept(a, kept).unwrap(), None);
+            store.keep(a, kept, Some(format!("{kept:?} one").as_bytes())).unwrap();
+            store.keep(b, kept, Some(b"two")).unwrap();
+        }
         drop(store);
         let store = Store::open(dir.path(), None).unwrap();
-        assert_eq!(store.reservations(a).unwrap().unwrap(), b"one");
-        store.retain_reservations(|uuid| uuid == a).unwrap();
-        assert_eq!((store.reservations(b).unwrap(), store.reservations(a).unwrap().is_some()), (None, true));
-        store.keep_reservations(a, None).unwrap();
-        assert_eq!(store.reservations(a).unwrap(), None);
+        store.retain_kept(|uuid| uuid == a).unwrap();
+        for kept in [Kept::Reservations, Kept::Protection] {
+            assert_eq!(store.kept(a, kept).unwrap().unwrap(), format!("{kept:?} one").as_bytes());
+            assert_eq!(store.kept(b, kept).unwrap(), None);
+            store.keep(a, kept, None).unwrap();
+            assert_eq!(store.kept(a, kept).unwrap(), None);
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ fn of_subsystem(e: &SubsystemError) -> Failure {
         SubsystemError::NsidInUse | SubsystemError::CntlidInUse => Failure::Exists,
         SubsystemError::NoController => Failure::Exhausted,
         SubsystemError::NoNamespace => Failure::Precondition,
-        SubsystemError::Reservations(_) => Failure::Internal,
+        SubsystemError::Kept(_) => Failure::Internal,
         _ => Failure::Invalid,
     }
 }

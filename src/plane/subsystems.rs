@@ -228,7 +228,7 @@ impl SubsystemEntry {
     }
 
     pub(super) fn add_namespace(&self, config: &NamespaceConfig) -> PlaneResult<()> {
-        let NamespaceConfig { nsid, uuid, nguid, eui64, ref volume, ref reservations, hidden } = *config;
+        let NamespaceConfig { nsid, uuid, nguid, eui64, ref volume, ref persist, hidden } = *config;
         let before = Counters::from(&volume.stats().snapshot());
         let mut namespaces = lock(&self.namespaces);
         if namespaces.contains_key(&nsid) {
@@ -236,7 +236,7 @@ impl SubsystemEntry {
         }
         let namespace = Namespace { nsid, uuid, nguid, eui64, volume: volume.clone() };
         let nobody = hidden.then(|| [].into());
-        let added = self.subsystem.add_masked_namespace(namespace, reservations.clone(), nobody);
+        let added = self.subsystem.add_masked_namespace(namespace, persist.clone(), nobody);
         added.map_err(subsystem)?;
         namespaces.insert(nsid, Shown { volume: volume.clone(), before, going: None });
         Ok(())

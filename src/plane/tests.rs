@@ -70,7 +70,7 @@ fn namespace(nsid: u32, volume: Arc<dyn Volume>) -> NamespaceConfig {
         nguid: [0; 16],
         eui64: [0; 8],
         volume,
-        reservations: None,
+        persist: None,
         hidden: false,
     }
 }

@@ -1,6 +1,8 @@
 //! NVM subsystems: the control half, called from any thread.
 
 mod local;
+mod persist;
+mod protection;
 mod range_lock;
 mod reservation;
 mod seen;
@@ -22,9 +24,11 @@ pub(crate) use local::Member;
 pub(crate) use reservation::{Answer, Ask, Command, Fence, Hold, Identity, Reservations};
 
 pub use local::Local;
+pub use persist::{Kept, Persist, Stored};
+use protection::Protecting;
 pub(crate) use range_lock::RangeGuard;
 use range_lock::RangeLocks;
-pub use reservation::{HostId, Persist, Stored};
+pub use reservation::HostId;
 pub(crate) use seen::Seen;
 use seen::shows;
 pub use seen::{Mask, Viewer};
@@ -100,9 +104,9 @@ pub enum SubsystemError {
     /// No controller identifier is left, or the subsystem closes.
     #[error("no controller identifier is left")]
     NoController,
-    /// What is kept of a namespace's reservations cannot be read.
-    #[error("reservations: {0}")]
-    Reservations(String),
+    /// What is kept of a namespace's reservations or its write protection cannot be read.
+    #[error("{0}")]
+    Kept(String),
 }
 
 /// What hosts see of a subsystem at one moment.
@@ -112,7 +116,7 @@ pub(crate) struct View {
     pub version: u64,
     /// By ascending NSID.
     pub namespaces: Vec<Arc<Namespace>>,
-    /// The namespaces that do not take writes, by NSID.
+    /// How each is write protected, by NSID.
     protected: BTreeMap<u32, Protection>,
     /// Of each namespace, by NSID.
     reservations: BTreeMap<u32, Arc<Reservations>>,
@@ -144,6 +148,11 @@ impl View {
     /// A namespace's reservations.
     pub fn reservations(&self, nsid: u32) -> Option<&Arc<Reservations>> {
         self.reservations.get(&nsid)
+    }
+
+    /// What keeps what hosts set of a namespace, if that outlives the process.
+    fn persist(&self, nsid: u32) -> Option<&Arc<dyn Persist>> {
+        self.reservations(nsid)?.persist()
     }
 }
 
@@ -181,6 +190,7 @@ pub struct Subsystem {
     media_errors: AtomicU64,
     power: OnceLock<Power>,
     range_locks: RangeLocks,
+    protecting: Protecting,
     state: Mutex<State>,
 }
 
@@ -214,6 +224,7 @@ impl Subsystem {
             media_errors: AtomicU64::new(0),
             power: OnceLock::new(),
             range_locks: RangeLocks::default(),
+            protecting: Protecting::default(),
             state: Mutex::new(state),
         }))
     }
@@ -304,7 +315,7 @@ impl Subsystem {
         allowed(&self.state().allowed_hosts, hostnqn)
     }
 
-    /// Adds a namespace whose reservations end with the process. Hosts are told when every shard has it.
+    /// Adds a namespace whose reservations and write protection end with the process. Hosts are told when every shard has it.
     ///
     /// # Errors
     /// The NSID is in use or out of range.
@@ -312,8 +323,8 @@ impl Subsystem {
         self.add(namespace, None, None)
     }
 
-    /// As [`Subsystem::add_namespace`], for a namespace that only some see. They are told when every shard has it. Its
-    /// reservations are kept by `persist`, if there is one.
+    /// As [`Subsystem::add_namespace`], for a namespace that only some see. They are told when every shard has it.
+    /// What hosts set of it is kept by `persist`, if there is one.
     ///
     /// # Errors
     /// As there.
@@ -326,7 +337,7 @@ impl Subsystem {
         self.add(namespace, persist, mask)
     }
 
-    /// As [`Subsystem::add_namespace`], with the reservations that `persist` has kept, and keeps from now on.
+    /// As [`Subsystem::add_namespace`], with what `persist` has kept of it, and keeps from now on.
     ///
     /// # Errors
     /// As there, and what is kept cannot be read.
@@ -348,20 +359,26 @@ impl Subsystem {
         if nsid == 0 || nsid > self.max_namespaces {
             return Err(SubsystemError::NsidRange);
         }
-        let kept = Reservations::open(nsid, self, persist).map_err(SubsystemError::Reservations)?;
+        let protection = protection::load(persist.as_ref()).map_err(SubsystemError::Kept)?;
+        let kept = Reservations::open(nsid, self, persist).map_err(SubsystemError::Kept)?;
         let mut namespace = Some(Arc::new(namespace));
-        self.change(nsid, News::default(), |View { namespaces: all, reservations, masks, .. }| {
-            match all.binary_search_by_key(&nsid, |n| n.nsid) {
+        self.change(
+            nsid,
+            News::default(),
+            |View { namespaces: all, reservations, protected, masks, .. }| match all
+                .binary_search_by_key(&nsid, |n| n.nsid)
+            {
                 Ok(_) => Err(SubsystemError::NsidInUse),
                 Err(at) => {
                     all.extend(namespace.take());
                     all[at..].rotate_right(1);
                     reservations.insert(nsid, kept);
+                    protected.insert(nsid, protection);
                     masks.extend(mask.map(|mask| (nsid, mask)));
                     Ok(())
                 }
-            }
-        })
+            },
+        )
     }
 
     /// Says who sees a namespace from now on; `None` for everybody. Those whose view changes are told; commands of
@@ -403,25 +420,6 @@ impl Subsystem {
     /// There is none with that NSID.
     pub fn refresh_namespace(self: &Arc<Self>, nsid: u32) -> Result<(), SubsystemError> {
         self.change(nsid, News::default(), |view| view.has(nsid))
-    }
-
-    /// Lets hosts write to a namespace, or not. Commands that come later find it so; hosts are told, and `done` is
-    /// dropped, when that holds on every shard.
-    ///
-    /// # Errors
-    /// There is none with that NSID.
-    pub(crate) fn protect(
-        self: &Arc<Self>,
-        nsid: u32,
-        protection: Protection,
-        done: Arc<dyn Any + Send + Sync>,
-    ) -> Result<(), SubsystemError> {
-        let news = News { done: Some(done), ..News::default() };
-        self.change(nsid, news, |view| {
-            view.has(nsid)?;
-            view.protected.insert(nsid, protection);
-            Ok(())
-        })
     }
 
     fn change(

@@ -44,7 +44,7 @@ impl Resource for NvmeNamespace {
             nguid: nguid(&spec.nguid)?,
             eui64: spec.eui64.to_be_bytes(),
             volume,
-            reservations: Some(site.registry.reservations(site.uuid)),
+            persist: Some(site.registry.persist(site.uuid)),
             hidden: site.registry.is_masked(site.name),
         };
         site.registry.plane().add_namespace(subsystem(site.name), &namespace)?;

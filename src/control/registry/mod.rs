@@ -18,11 +18,11 @@ use engine::Volume;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use super::keeper::Keeper;
 use super::locks::{Held, NameLocks};
 use super::names;
 use super::object::{Declared, Kind, Object};
 use super::plane::{DataPlane, Failure, PlaneError};
-use super::reservations::Keeper;
 use super::schema::Schema;
 use super::secret::Secret;
 use super::store::{Record, Store, StoreError};
@@ -98,7 +98,7 @@ impl Registry {
     pub fn open(plane: Arc<dyn DataPlane>, store: Store, schema: Schema) -> Result<Self, StoreError> {
         let records = store.load()?;
         let last = records.last().map_or(0, |(_, record)| record.sequence);
-        store.retain_reservations(|uuid| records.iter().any(|(_, r)| r.uuid == uuid.as_bytes()))?;
+        store.retain_kept(|uuid| records.iter().any(|(_, r)| r.uuid == uuid.as_bytes()))?;
         let store = Arc::new(store);
         let masks = records.iter().filter(|(_, r)| r.kind == Kind::Mask.collection());
         let unmasked = masks.filter_map(|(_, r)| r.uses.first().cloned()).collect();
@@ -132,8 +132,8 @@ impl Registry {
         &*self.plane
     }
 
-    /// Keeps the reservations of a namespace with that identity.
-    pub fn reservations(&self, uuid: Uuid) -> Arc<dyn frontend::Persist> {
+    /// Keeps what hosts set of a namespace with that identity.
+    pub fn persist(&self, uuid: Uuid) -> Arc<dyn frontend::Persist> {
         self.keeper.of(uuid)
     }
 
@@ -247,8 +247,8 @@ impl Registry {
         self.write().remove(name);
         if kind == Kind::Namespace {
             // What stays all the same is forgotten at the next start.
-            if let Err(e) = self.store.keep_reservations(entry.uuid, None) {
-                tracing::warn!(object = name, "its reservations are still kept: {e}");
+            if !self.keeper.forget(entry.uuid) {
+                tracing::warn!(object = name, "what its hosts set is still kept");
             }
         }
         tracing::info!(object = name, "deleted");

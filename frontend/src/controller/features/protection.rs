@@ -1,17 +1,15 @@
 //! Namespace Write Protection Config (Base 2.1, 5.1.25.1.33 and 8.1.16). It holds for every controller of the subsystem,
-//! and the command completes when that is so and what was written before is on the media. It lasts as long as the
-//! process.
+//! and the command completes when that is so and what was written before is on the media.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use engine::{Io, IoId, IoResult, Issuer, Op, Origin, Request};
 use nvme_proto::feature::WriteProtection;
 use nvme_proto::identify::NSID_ALL;
 use nvme_proto::{Sqe, Status};
 
-use crate::controller::{Controller, Shared};
+use crate::controller::Controller;
 use crate::namespace::Protection;
 use crate::queue::{AdminQueue, Outcome, Reply, Ticket};
 
@@ -20,12 +18,14 @@ const NONE: u8 = 0;
 const PROTECTED: u8 = 1;
 const UNTIL_POWER_CYCLE: u8 = 2;
 
-/// A command that waits until all shards know, and then for a flush.
+/// A command that waits until all its namespaces are protected, and then for a flush.
 struct Waiting {
     id: u64,
     queue: Rc<dyn AdminQueue>,
     ticket: Ticket,
     nsids: Vec<u32>,
+    left: usize,
+    failed: Option<Status>,
 }
 
 /// Commands of this controller that wait.
@@ -33,19 +33,6 @@ struct Waiting {
 pub(in crate::controller) struct Protecting {
     waiting: RefCell<Vec<Waiting>>,
     last: Cell<u64>,
-}
-
-/// The last shard to let go of it was the last to hear.
-struct Told {
-    shared: Arc<Shared>,
-    id: u64,
-}
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        let id = self.id;
-        self.shared.at_home(move |controller| controller.protection_holds(id));
-    }
 }
 
 fn wps(protection: Protection) -> u8 {
@@ -82,11 +69,12 @@ impl Controller {
         let nsids: Vec<u32> = of.iter().map(|a| a.namespace.nsid).collect();
         let id = self.protecting.last.get().wrapping_add(1);
         self.protecting.last.set(id);
-        self.protecting.waiting.borrow_mut().push(Waiting { id, queue, ticket, nsids: nsids.clone() });
-        let told = Arc::new(Told { shared: self.shared.clone(), id });
+        let waiting = Waiting { id, queue, ticket, nsids: nsids.clone(), left: nsids.len(), failed: None };
+        self.protecting.waiting.borrow_mut().push(waiting);
         for nsid in nsids {
-            // One that has just gone needs no protection.
-            let _ = self.local.subsystem().protect(nsid, wanted, told.clone());
+            let shared = self.shared.clone();
+            let answer = move |status| shared.at_home(move |controller| controller.protected(id, status));
+            self.local.subsystem().protect(nsid, wanted, Box::new(answer));
         }
         Ok(Outcome::Later)
     }
@@ -97,13 +85,23 @@ impl Controller {
         WriteProtection::new().with_wps(wps(protection)).into_bits()
     }
 
-    fn protection_holds(self: &Rc<Self>, id: u64) {
+    /// One of a command's namespaces is protected on all shards, or is not.
+    fn protected(self: &Rc<Self>, id: u64, status: Status) {
         let held = {
             let mut waiting = self.protecting.waiting.borrow_mut();
-            let at = waiting.iter().position(|w| w.id == id);
-            at.map(|at| waiting.swap_remove(at))
+            let Some(at) = waiting.iter().position(|w| w.id == id) else { return };
+            let of = &mut waiting[at];
+            of.left = of.left.saturating_sub(1);
+            of.failed = of.failed.or((!status.is_success()).then_some(status));
+            if of.left > 0 {
+                return;
+            }
+            waiting.swap_remove(at)
         };
-        let Some(Waiting { queue, ticket, nsids, .. }) = held else { return };
+        let Waiting { queue, ticket, nsids, failed, .. } = held;
+        if let Some(status) = failed {
+            return queue.finish(ticket, status.dnr().into());
+        }
         let flush = Rc::new(Flush { answer: RefCell::new(Some((queue, ticket))), state: RefCell::default() });
         let origin = Origin::new();
         let of: Vec<_> = nsids.into_iter().filter_map(|nsid| self.local.namespace(nsid)).collect();

@@ -15,49 +15,6 @@ const FORMAT: u8 = 1;
 const NOBODY: u16 = 0xffff;
 const REGISTRANT_LEN: usize = 25;
 
-/// Keeps a namespace's reservations where power loss does not reach them.
-pub trait Persist: Send + Sync + 'static {
-    /// What was stored last; `None` for nothing. It may block.
-    ///
-    /// # Errors
-    /// In words for a person.
-    fn load(&self) -> Result<Option<Vec<u8>>, String>;
-
-    /// Stores `state` in the place of what was there; `None` forgets it. It never blocks: `done` is told when that is
-    /// durable or has failed, from another thread, never inside this call.
-    fn store(&self, state: Option<Vec<u8>>, done: Stored);
-}
-
-/// Whom to tell that something is durable. If it is dropped, that has failed.
-pub struct Stored(Option<Box<dyn FnOnce(bool) + Send>>);
-
-impl Stored {
-    pub(super) fn new(tell: impl FnOnce(bool) + Send + 'static) -> Self {
-        Stored(Some(Box::new(tell)))
-    }
-
-    /// It is durable now, or not.
-    pub fn done(mut self, durable: bool) {
-        if let Some(tell) = self.0.take() {
-            tell(durable);
-        }
-    }
-}
-
-impl Drop for Stored {
-    fn drop(&mut self) {
-        if let Some(tell) = self.0.take() {
-            tell(false);
-        }
-    }
-}
-
-impl std::fmt::Debug for Stored {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Stored")
-    }
-}
-
 pub(super) fn encode(state: &State) -> Vec<u8> {
     let index = |host| state.registrants.iter().position(|r| r.host == host);
     let short = |n: usize| u16::try_from(n).unwrap_or(NOBODY);

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use nvme_proto::Status;
 use nvme_proto::identify::Rescap;
 
-use super::{Local, Subsystem};
+use super::{Kept, Local, Persist, Stored, Subsystem};
 use state::{Effects, State};
 
 pub(crate) use fence::Fence;
@@ -26,7 +26,6 @@ pub(crate) use host_id::Identity;
 pub(crate) use state::Command;
 
 pub use host_id::HostId;
-pub use kept::{Persist, Stored};
 
 /// What is asked of a namespace's reservations.
 pub(crate) enum Ask {
@@ -66,6 +65,12 @@ impl std::fmt::Debug for Reservations {
 /// Answers a command when the last shard, and the last command that it aborts, lets go.
 pub(crate) struct Hold(Mutex<Option<Answer>>);
 
+impl Hold {
+    pub fn new(answer: Answer) -> Self {
+        Hold(Mutex::new(Some(answer)))
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
         if let Some(answer) = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
@@ -84,7 +89,7 @@ impl Reservations {
         subsystem: &Arc<Subsystem>,
         persist: Option<Arc<dyn Persist>>,
     ) -> Result<Arc<Self>, String> {
-        let kept = persist.as_ref().map_or(Ok(None), |persist| persist.load())?;
+        let kept = persist.as_ref().map_or(Ok(None), |persist| persist.load(Kept::Reservations))?;
         let state = match kept {
             Some(bytes) => kept::decode(&bytes).ok_or("what is kept of its reservations is damaged")?,
             None => State::default(),
@@ -97,6 +102,11 @@ impl Reservations {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What keeps what hosts set of the namespace.
+    pub fn persist(&self) -> Option<&Arc<dyn Persist>> {
+        self.persist.as_ref()
     }
 
     /// RESCAP.
@@ -196,7 +206,7 @@ impl Reservations {
             }
             me.run();
         });
-        persist.store(kept, stored);
+        persist.store(Kept::Reservations, kept, stored);
         false
     }
 
@@ -218,7 +228,7 @@ impl Reservations {
                 }
             }
         }
-        let hold = Arc::new(Hold(Mutex::new(Some(answer))));
+        let hold = Arc::new(Hold::new(answer));
         let (key, abort) = (subsystem.key(), Arc::new(effects.abort));
         for shard in &subsystem.shards {
             let (me, fence, abort, hold) = (self.clone(), fence.clone(), abort.clone(), hold.clone());

@@ -1,4 +1,5 @@
-//! Reservations that are to outlive the process do, a kill included; and they end with their namespace.
+//! What hosts set of a namespace and that is to outlive the process does, a kill included, and ends with the namespace:
+//! reservations and write protection.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -29,7 +30,7 @@ struct Queue(TcpStream);
 
 /// A host: its admin and its I/O queue.
 struct Host {
-    _admin: Queue,
+    admin: Queue,
     io: Queue,
 }
 
@@ -98,7 +99,7 @@ impl Host {
         let enable = Property { offset: offset::CC, size: 0, value: 0x46_0001 };
         assert!(admin.run(enable.set(0), &[], 0).0.status().is_success());
         let (io, _) = Queue::open(port, connect(1), &data(cqe.dw0 as u16));
-        Host { _admin: admin, io }
+        Host { admin, io }
     }
 
     fn register(&mut self, cdw10: u32, crkey: u64, nrkey: u64) -> Status {
@@ -114,6 +115,24 @@ impl Host {
     fn write(&mut self) -> Status {
         let sqe = Sqe { opc: 1, nsid: 1, ..Sqe::default() };
         self.io.run(sqe, &[1; 512], 0).0.status().code()
+    }
+
+    /// Sets Namespace Write Protection Config.
+    fn protect(&mut self, nsid: u32, state: u32) -> Status {
+        let sqe = Sqe { opc: 9, nsid, cdw10: 0x84, cdw11: state, ..Sqe::default() };
+        self.admin.run(sqe, &[], 0).0.status().code()
+    }
+
+    /// What it is, and whether a write is refused for it.
+    fn protected(&mut self) -> (u32, bool) {
+        let sqe = Sqe { opc: 10, nsid: 1, cdw10: 0x84, ..Sqe::default() };
+        let cqe = self.admin.run(sqe, &[], 0).0;
+        assert!(cqe.status().is_success());
+        let refused = match self.write() {
+            SUCCESS => false,
+            status => status == Status::NAMESPACE_WRITE_PROTECTED,
+        };
+        (cqe.dw0, refused)
     }
 
     /// RTYPE, registrants, PTPLS.
@@ -157,4 +176,42 @@ fn a_reservation_with_ptpl_outlives_a_kill_and_ends_with_its_namespace() {
     server.kill();
     server.launch();
     assert_eq!(Host::connect(port, 2).report(), (0, 0, 0));
+}
+
+#[test]
+fn write_protection_outlives_a_kill_or_ends_with_the_power_and_with_its_namespace() {
+    let mut server = Server::start(&["--shards", "2"]);
+    let grpc = Grpc::connect(server.grpc());
+    let port = free_port();
+    grpc.aio_volume("file", &server.aio_file("disk", 1 << 20), 512).unwrap();
+    grpc.subsystem("subsys0", NQN).unwrap();
+    grpc.namespace("subsys0", "disk", "file").unwrap();
+    grpc.tcp_controller("subsys0", "over-tcp", port).unwrap();
+    let again = |server: &mut Server| {
+        server.kill();
+        server.launch();
+        Host::connect(port, 1)
+    };
+    let mut host = Host::connect(port, 1);
+    assert_eq!(host.protected(), (0, false));
+    assert_eq!((host.protect(1, 1), host.protected()), (SUCCESS, (1, true)));
+    let mut host = again(&mut server);
+    assert_eq!(host.protected(), (1, true), "Write Protect");
+    assert_eq!((host.protect(u32::MAX, 0), host.protected()), (SUCCESS, (0, false)));
+    let mut host = again(&mut server);
+    assert_eq!(host.protected(), (0, false), "No Write Protect");
+
+    // Until Power Cycle, from Write Protect: nothing of either is left.
+    assert_eq!((host.protect(1, 1), host.protect(1, 2), host.protected()), (SUCCESS, SUCCESS, (2, true)));
+    assert_eq!(host.protect(1, 0), Status::FEATURE_NOT_CHANGEABLE);
+    assert_eq!(host.protect(1, 3), Status::INVALID_FIELD, "Permanent Write Protect");
+    let mut host = again(&mut server);
+    assert_eq!(host.protected(), (0, false), "Write Protect Until Power Cycle");
+
+    assert_eq!(host.protect(1, 1), SUCCESS);
+    let grpc = Grpc::connect(server.grpc());
+    grpc.delete_namespace("subsys0", "disk").unwrap();
+    grpc.namespace("subsys0", "disk", "file").unwrap();
+    assert_eq!(Host::connect(port, 2).protected(), (0, false), "another namespace");
+    assert_eq!(again(&mut server).protected(), (0, false));
 }
