@@ -89,7 +89,7 @@ impl Controller {
             self.shared.set_host_id(None);
         }
         self.forget_notices();
-        self.shared.set_io_queues(self.config.max_io_queues);
+        self.shared.set_io_queues(self.config.max_io_queues, self.config.max_io_queues);
         self.heed_delays(false);
     }
 
@@ -234,7 +234,7 @@ impl Controller {
         Ok(0)
     }
 
-    /// Number of Queues: what is granted is the lesser of both, and no more than there are.
+    /// Number of Queues: what is asked for, and no more than there are. On fabrics a queue is a pair.
     fn set_queues(&self, asked: NumberOfQueues) -> Result<u32, Status> {
         if asked.nsq_z() == u16::MAX || asked.ncq_z() == u16::MAX {
             return Err(Status::INVALID_FIELD);
@@ -242,9 +242,13 @@ impl Controller {
         if self.shared.queue_count() > 1 {
             return Err(Status::COMMAND_SEQUENCE_ERROR);
         }
-        let granted_z = asked.nsq_z().min(asked.ncq_z()).min(self.config.max_io_queues.saturating_sub(1));
-        self.shared.set_io_queues(granted_z.saturating_add(1));
-        Ok(NumberOfQueues::new().with_nsq_z(granted_z).with_ncq_z(granted_z).into_bits())
+        let pairs_z = asked.nsq_z().min(asked.ncq_z());
+        let [nsq_z, ncq_z] = [asked.nsq_z(), asked.ncq_z()].map(|asked_z| {
+            let granted_z = if self.config.fabrics { pairs_z } else { asked_z };
+            granted_z.min(self.config.max_io_queues.saturating_sub(1))
+        });
+        self.shared.set_io_queues(nsq_z.saturating_add(1), ncq_z.saturating_add(1));
+        Ok(NumberOfQueues::new().with_nsq_z(nsq_z).with_ncq_z(ncq_z).into_bits())
     }
 
     /// Set Features whose value came in a buffer.
@@ -311,9 +315,13 @@ impl Controller {
             FeatureId::InterruptCoalescing => features.coalescing,
             FeatureId::VolatileWriteCache => VolatileWriteCache::new().with_wce(true).into_bits(),
             FeatureId::NumberOfQueues => {
-                let n_z = if default { self.config.max_io_queues } else { self.shared.io_queues() }
-                    .saturating_sub(1);
-                NumberOfQueues::new().with_nsq_z(n_z).with_ncq_z(n_z).into_bits()
+                let most = self.config.max_io_queues;
+                let (sqs, cqs) = match default {
+                    true => (most, most),
+                    false => (self.shared.io_queues(), self.shared.completion_queues()),
+                };
+                let (nsq_z, ncq_z) = (sqs.saturating_sub(1), cqs.saturating_sub(1));
+                NumberOfQueues::new().with_nsq_z(nsq_z).with_ncq_z(ncq_z).into_bits()
             }
             FeatureId::InterruptVectorConfiguration => {
                 let iv = InterruptVectorConfiguration::from_bits(sqe.cdw11).iv();

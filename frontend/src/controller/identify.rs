@@ -189,6 +189,8 @@ impl Controller {
         id.subnqn = subsystem.nqn().to_field();
         id.sgls =
             Sgls::new().with_support(1).with_offset(fabrics).with_transport(fabrics).with_longer(fabrics);
+        // Guests' lists may have them; over TCP there is one descriptor, of the data.
+        id.sgls = id.sgls.with_bit_bucket(!fabrics);
         if fabrics {
             id.kas = KAS;
             id.ioccsz = self.config.ioccsz;

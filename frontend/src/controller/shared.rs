@@ -66,8 +66,9 @@ pub struct Shared {
     /// Whom reservations know the host as.
     identity: Identity,
     home: ShardHandle,
-    /// I/O queues that the host may have.
+    /// I/O submission and completion queues that the host may have.
     io_queues: AtomicU16,
+    completion_queues: AtomicU16,
     /// A command came since the keep-alive timer looked.
     traffic: AtomicBool,
     ending: AtomicBool,
@@ -101,6 +102,7 @@ impl Shared {
             identity,
             home,
             io_queues: AtomicU16::new(io_queues),
+            completion_queues: AtomicU16::new(io_queues),
             traffic: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             retry_delay: AtomicBool::new(false),
@@ -202,13 +204,19 @@ impl Shared {
         &self.home
     }
 
-    /// I/O queues that the host may have.
+    /// I/O submission queues that the host may have.
     pub fn io_queues(&self) -> u16 {
         self.io_queues.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_io_queues(&self, n: u16) {
-        self.io_queues.store(n, Ordering::Relaxed);
+    /// I/O completion queues that the host may have: submission queues may share them over PCIe.
+    pub fn completion_queues(&self) -> u16 {
+        self.completion_queues.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_io_queues(&self, submission: u16, completion: u16) {
+        self.io_queues.store(submission, Ordering::Relaxed);
+        self.completion_queues.store(completion, Ordering::Relaxed);
     }
 
     /// Queues at the moment, with the admin queue.

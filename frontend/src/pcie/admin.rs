@@ -50,10 +50,10 @@ fn low(word: u32) -> u16 {
     (word & 0xffff) as u16
 }
 
-/// What Create I/O Submission Queue and Create I/O Completion Queue have in common.
-fn create(function: &Function, sqe: &Sqe, entry: u64) -> Result<Create, Status> {
+/// What Create I/O Submission Queue and Create I/O Completion Queue have in common; QIDs go to `most`.
+fn create(function: &Function, sqe: &Sqe, entry: u64, most: u16) -> Result<Create, Status> {
     let (qid, size_z) = (low(sqe.cdw10), sqe.cdw10 >> 16);
-    if qid == 0 || qid > function.controller().shared().io_queues() {
+    if qid == 0 || qid > most {
         return Err(Status::INVALID_QUEUE_IDENTIFIER.dnr());
     }
     if size_z == 0 || size_z + 1 > u32::from(function.controller().config().max_queue_entries) {
@@ -75,7 +75,7 @@ fn create(function: &Function, sqe: &Sqe, entry: u64) -> Result<Create, Status> 
 }
 
 fn create_cq(function: &Rc<Function>, sqe: &Sqe) -> Result<(), Status> {
-    let new = create(function, sqe, 16)?;
+    let new = create(function, sqe, 16, function.controller().shared().completion_queues())?;
     if function.cq(new.qid).is_some() {
         return Err(Status::INVALID_QUEUE_IDENTIFIER.dnr());
     }
@@ -100,8 +100,9 @@ fn delete_cq(function: &Function, sqe: &Sqe) -> Result<(), Status> {
 }
 
 fn create_sq(function: &Rc<Function>, admin: &Rc<Queue<Sq>>, sqe: &Sqe) -> Result<(), Status> {
-    let new = create(function, sqe, 64)?;
-    if new.other == 0 || new.other > function.controller().shared().io_queues() {
+    let shared = function.controller().shared();
+    let new = create(function, sqe, 64, shared.io_queues())?;
+    if new.other == 0 || new.other > shared.completion_queues() {
         return Err(Status::INVALID_QUEUE_IDENTIFIER.dnr());
     }
     let cq = function.cq(new.other).ok_or(Status::COMPLETION_QUEUE_INVALID.dnr())?;

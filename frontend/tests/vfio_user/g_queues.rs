@@ -292,6 +292,37 @@ fn g76_queues_that_overlap() {
     works(&mut c, &mut q);
 }
 
+/// G.76: a host that asks for more submission than completion queues gets both, and shares the latter.
+#[test]
+fn g76_more_submission_than_completion_queues() {
+    let rig = Rig::new("g76-shared", Doorbells::Trapped);
+    let mut c = rig.host();
+    let mut admin = |opc, cdw10: u32, cdw11: u32| {
+        let base = 0x600000 + u64::from(opc) * 0x10000 + u64::from(cdw10 & 0xff) * 4096;
+        c.admin(Sqe { opc, dptr: [base, 0], cdw10, cdw11, ..Sqe::default() })
+    };
+    let asked = 1 << 16 | 3;
+    let [set, get] = [(9, asked), (10, 0)].map(|(opc, value)| admin(opc, 7, value));
+    assert_eq!((set.dw0, get.dw0), (asked, asked), "NSQA 4, NCQA 2");
+    let mut status = |opc, cdw10, cdw11| admin(opc, cdw10, cdw11).status().code();
+    let size = 7 << 16;
+    for qid in 1..=2 {
+        assert_eq!(status(5, size | qid, 1), Status::SUCCESS);
+    }
+    assert_eq!(status(5, size | 3, 1), Status::INVALID_QUEUE_IDENTIFIER, "a third completion queue");
+    for (qid, cqid) in [(1, 2), (2, 2), (3, 2), (4, 1)] {
+        assert_eq!(status(1, size | qid, cqid << 16 | 1), Status::SUCCESS);
+    }
+    assert_eq!(
+        status(1, size | 5, 1 << 16 | 1),
+        Status::INVALID_QUEUE_IDENTIFIER,
+        "a fifth submission queue"
+    );
+    assert_eq!([status(0, 1, 0), status(0, 2, 0)], [Status::SUCCESS; 2]);
+    assert_eq!(status(4, 2, 0), Status::INVALID_QUEUE_DELETION, "the third completes there");
+    assert_eq!([status(0, 3, 0), status(0, 4, 0), status(4, 2, 0), status(4, 1, 0)], [Status::SUCCESS; 4]);
+}
+
 /// G.76, G.77: queues are made and deleted in any order while commands run, those of namespaces that are not there among
 /// them.
 #[test]

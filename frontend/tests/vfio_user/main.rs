@@ -85,6 +85,8 @@ fn scatter_gather_lists_and_bit_buckets() {
     let rig = Rig::new("sgl", Doorbells::Trapped);
     let mut c = rig.host();
     let mut q = c.create(1, 16);
+    assert!(c.admin(Sqe { opc: 6, cdw10: 1, dptr: [DATA, 0], ..Sqe::default() }).status().is_success());
+    assert_eq!(c.get(DATA + 538, 1)[0] & 1, 1, "SGLS says so");
     let d = |kind, address, length| SglDescriptor::new(kind, SglSubtype::Address, address, length);
     let data = pattern(9, 4096);
     c.put(DATA + 3, &data[..1000]);
