@@ -136,6 +136,30 @@ impl Buf {
         Sgl::of_buf(self.clone(), self.seg(at, len))
     }
 
+    /// Writes `bytes` into the buffer from byte `at` on, as [`Sgl::copy_in`] does.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    #[inline]
+    pub fn copy_in(&self, at: usize, bytes: &[u8]) {
+        let to = self.seg(at, bytes.len()).as_ptr();
+        // SAFETY: within the buffer, whose bytes are borrowed only by `&mut`; others may copy at the same time, and bytes
+        // have no invalid value.
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Reads `bytes.len()` bytes from byte `at` on, as [`Sgl::copy_out`] does.
+    ///
+    /// # Panics
+    /// If the range is not within the buffer.
+    #[inline]
+    pub fn copy_out(&self, at: usize, bytes: &mut [u8]) {
+        let from = self.seg(at, bytes.len()).as_ptr();
+        // SAFETY: as in `copy_in`; `bytes` is a private slice.
+        unsafe { from.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+    }
+
+    #[inline]
     fn seg(&self, at: usize, len: usize) -> Seg {
         assert!(at.checked_add(len).is_some_and(|end| end <= self.capacity()), "range outside the buffer");
         // SAFETY: `at` is within the allocation.

@@ -1,5 +1,6 @@
 //! Scatter-gather lists: a few segments, and the owner that keeps their bytes alive.
 
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -300,13 +301,20 @@ impl Sgl {
 
     /// Calls `f` with a private copy of bytes `at .. at + len`, in pieces of at most 4 KiB: for checksums.
     pub fn each_copy(&self, at: usize, len: usize, mut f: impl FnMut(&[u8])) {
-        let mut page = [0u8; 4096];
+        let mut page = [const { MaybeUninit::<u8>::uninit() }; 4096];
         let end = at + len;
         let mut at = at;
         while at < end {
             let n = (end - at).min(page.len());
-            self.copy_out(at, &mut page[..n]);
-            f(&page[..n]);
+            let mut done = 0;
+            self.each(at, n, |seg| {
+                let to = page[done..done + seg.len].as_mut_ptr().cast();
+                // SAFETY: as in `copy_in`; `to` is within the private page.
+                unsafe { seg.ptr.as_ptr().copy_to_nonoverlapping(to, seg.len) };
+                done += seg.len;
+            });
+            // SAFETY: `each` has gone over all `n` bytes, or panicked.
+            f(unsafe { std::slice::from_raw_parts(page.as_ptr().cast(), n) });
             at += n;
         }
     }

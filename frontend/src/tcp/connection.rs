@@ -183,8 +183,8 @@ impl Connection {
     fn whole(self: &Rc<Self>) -> Result<(), Fatal> {
         let (pdu_type, data, intact) = {
             let mut rx = self.rx.borrow_mut();
-            let data = rx.take_data();
-            let intact = match (rx.framer.data_digest(), &data) {
+            let mut data = rx.take_data();
+            let intact = match (rx.framer.data_digest(), &mut data) {
                 (Some(want), Some(data)) => digest(data) == want,
                 _ => true,
             };

@@ -65,12 +65,7 @@ impl Receiver {
         match self.framer.want() {
             Want::Whole => Ok(Step::Whole),
             _ if available == 0 => Ok(Step::Starved),
-            Want::Header(n) => {
-                let n = take(n);
-                let mut bytes = [0u8; 256];
-                self.copy(&mut bytes[..n]);
-                Ok(if self.framer.header(&bytes[..n])? { Step::Header } else { Step::Again })
-            }
+            Want::Header(_) => self.header(),
             Want::Pad(n) => {
                 self.took(take(n));
                 self.framer.passed(take(n));
@@ -90,8 +85,23 @@ impl Receiver {
         }
     }
 
+    /// The common header and then what it says is left, at once where both have come.
+    fn header(&mut self) -> Result<Step, Fatal> {
+        let mut bytes = [0u8; 256];
+        while let Want::Header(n) = self.framer.want()
+            && self.available() > 0
+        {
+            let n = n.min(self.available());
+            self.copy(&mut bytes[..n]);
+            if self.framer.header(&bytes[..n])? {
+                return Ok(Step::Header);
+            }
+        }
+        Ok(Step::Again)
+    }
+
     fn copy(&mut self, to: &mut [u8]) {
-        self.chunk.sgl(self.start, to.len()).copy_out(0, to);
+        self.chunk.copy_out(self.start, to);
         self.took(to.len());
     }
 

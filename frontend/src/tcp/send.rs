@@ -100,13 +100,12 @@ impl Sender {
             raw[hlen..hlen + DIGEST_LEN].copy_from_slice(&digest.to_le_bytes());
         }
         self.lay(&raw[..head]);
-        let Some((sgl, lease)) = data else { return };
+        let Some((mut sgl, lease)) = data else { return };
         self.seal();
-        if agreed.ddgst {
-            self.pending.push(sgl.clone());
-            self.lay(&digest(&sgl).to_le_bytes());
-        } else {
-            self.pending.push(sgl);
+        let digest = agreed.ddgst.then(|| digest(&mut sgl));
+        self.pending.push(sgl);
+        if let Some(digest) = digest {
+            self.lay(&digest.to_le_bytes());
         }
         self.bytes += data_len;
         self.leases.extend(lease);
@@ -131,7 +130,7 @@ impl Sender {
             self.arena = Buf::new(ARENA);
             (self.from, self.to) = (0, 0);
         }
-        self.arena.sgl(self.to, bytes.len()).copy_in(0, bytes);
+        self.arena.copy_in(self.to, bytes);
         self.to += bytes.len();
         self.bytes += bytes.len();
     }
@@ -179,8 +178,11 @@ pub(super) fn common(pdu_type: PduType, flags: u8) -> CommonHdr {
     CommonHdr { pdu_type, flags, hlen: 0, pdo: 0, plen: 0 }
 }
 
-/// The data digest of a list.
-pub(super) fn digest(sgl: &Sgl) -> u32 {
+/// The data digest of a list: over its bytes where nobody else holds them, else over a copy.
+pub(super) fn digest(sgl: &mut Sgl) -> u32 {
+    if let Some(bytes) = sgl.bytes_mut() {
+        return crc32c::crc32c(bytes);
+    }
     let mut crc = 0;
     sgl.each_copy(0, sgl.len(), |bytes| crc = crc32c::crc32c_append(crc, bytes));
     crc
