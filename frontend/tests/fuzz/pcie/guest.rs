@@ -341,7 +341,10 @@ impl<'a> Run<'a> {
                     (r.pick(&[SglType::Segment.0, SglType::LastSegment.0, SglType::DataBlock.0]), r.byte());
                 let at = LISTS + 0x4000 + u64::from(at) * 16;
                 let (at, length) = match SglType(kind) {
-                    SglType::DataBlock => (sqe.dptr[0], length),
+                    SglType::DataBlock => {
+                        let more = r.pick(&[0i32, 0, 0, 512, -512, 1, 1 << 20]);
+                        (sqe.dptr[0], length.saturating_add_signed(more))
+                    }
                     _ => (at, 16 * (1 + u32::from(r.byte() & 15))),
                 };
                 sqe.set_sgl(SglDescriptor::new(SglType(kind), SglSubtype::Address, at, length));

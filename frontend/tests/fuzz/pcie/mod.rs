@@ -220,13 +220,23 @@ impl House {
         if let Some(sgl) = client.ram.sgl(base(0) as usize, 0x2000) {
             sgl.zero(0, 0x2000);
         }
-        let write = |client: &mut Client, at: u64, value: u32| self.post(client, 0, at, &value.to_le_bytes());
-        write(client, 0x24, 15 << 16 | 15);
-        for (at, value) in [(0x28, base(0)), (0x30, base(0) + 0x1000)] {
-            write(client, at, value as u32);
-            write(client, at + 4, 0);
-        }
-        write(client, 0x14, 4 << 20 | 6 << 16 | 1);
+        // AQA, ASQ and ACQ, CC: in one go.
+        let (sq, cq) = (base(0), base(0) + 0x1000);
+        let registers = [
+            (0x24, 15 << 16 | 15),
+            (0x28, sq),
+            (0x2c, 0),
+            (0x30, cq),
+            (0x34, 0),
+            (0x14, 4 << 20 | 6 << 16 | 1),
+        ];
+        let message = |(at, value)| {
+            let body = [longs(&[at]), words(&[0, 4, value as u32])].concat();
+            client.message(command::REGION_WRITE, 1 << 4, &body)
+        };
+        let all: Vec<u8> = registers.into_iter().flat_map(message).collect();
+        client.write(&all, &[]);
+        settle(&self.sim, Duration::ZERO);
         for _ in 0..20 {
             match self.register(client, trace, 0x1c) {
                 Some(csts) if csts & 3 == 0 => settle(&self.sim, Duration::from_millis(100)),

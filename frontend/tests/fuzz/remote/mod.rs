@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backend::nvme_tcp::{Config, Pin, Remote, RemoteNamespace, Resend, State};
+use engine::mem::Sgl;
 use engine::testing::fuzz::{Input, Record, Subject, Trace};
 use engine::testing::{Collector, bytes, filled};
 use engine::{ChannelRef, Op, Request, Scope, Sim, Volume};
@@ -25,6 +26,10 @@ const NQN: &str = "nqn.2024-01.test:disk";
 /// Rounds of the proxy without time passing: more, and initiator and target do not come to rest.
 const ROUNDS: usize = 20_000;
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Bytes behind the memory of a read, and what they and it hold.
+const BEHIND: usize = 512;
+const UNTOUCHED: u8 = 0x77;
 
 /// Both targets, the proxy before one of them, and the neighbour's remote, which uses the other.
 pub struct Initiator {
@@ -46,6 +51,33 @@ struct Run<'a> {
     asked: u64,
     /// The target may have said something untrue of itself.
     lied: bool,
+    /// And other data than there is may have come, in a form that is right.
+    forged: bool,
+    /// Headers and data have digests.
+    digests: bool,
+    /// Reads, in the order of their tags.
+    reads: Vec<(u64, u64, Sgl)>,
+}
+
+/// What a block of the attacked namespaces holds, unless it is zeroes or [`THEIRS`].
+fn pattern(lba: u64) -> u8 {
+    1 + (lba % 64) as u8
+}
+
+fn patterned(lba: u64, blocks: u32) -> Sgl {
+    let sgl = filled(blocks as usize * 512, 0);
+    for at in 0..u64::from(blocks) {
+        sgl.copy_in(at as usize * 512, &[pattern(lba + at); 512]);
+    }
+    sgl
+}
+
+/// Whether these may be the blocks from `lba` on.
+fn right(lba: u64, read: &[u8]) -> bool {
+    (lba..).zip(read.chunks(512)).all(|(lba, block)| {
+        let all = |byte| block.iter().all(|other| *other == byte);
+        all(0) || all(THEIRS) || all(pattern(lba))
+    })
 }
 
 fn config(name: &str, address: SocketAddr, host: &str, serial: u64) -> Config {
@@ -204,6 +236,7 @@ impl<'a> Run<'a> {
         on.proxy.cids.clear();
         let mut config = config("attacked", on.proxy.addr(), "nqn.2024-01.test:host", on.serial);
         (config.hdgst, config.ddgst) = (r.rarely(2), r.rarely(2));
+        let digests = config.hdgst && config.ddgst;
         config.resend = if r.rarely(2) { Resend::Strict } else { Resend::Fast };
         config.queue_size = r.pick(&[128u16, 2, 8]);
         config.io_queues = r.pick(&[0u16, 1]);
@@ -216,7 +249,7 @@ impl<'a> Run<'a> {
             let live = remote.clone();
             assert!(on.until(PATIENCE, || live.state() == State::Live), "{:?}", remote.state());
         }
-        Run { on, trace, remote, io, asked, lied: false }
+        Run { on, trace, remote, io, asked, lied: false, forged: false, digests, reads: Vec::new() }
     }
 
     fn act(&mut self, mut r: Record) {
@@ -249,7 +282,7 @@ impl<'a> Run<'a> {
             _ => {
                 let bytes = r.rest().to_vec();
                 self.on.proxy.say(usize::from(r.byte()), &bytes);
-                self.lied = true;
+                (self.lied, self.forged) = (true, true);
             }
         }
         self.trace.note(("state", std::mem::discriminant(&self.remote.state())));
@@ -284,10 +317,19 @@ impl<'a> Run<'a> {
             Op::WriteZeroes { .. } => (blocks, 0),
             _ => (blocks, blocks as usize * 512),
         };
-        let sgl = if len == 0 { engine::mem::Sgl::empty() } else { filled(len, THEIRS) };
         for _ in 0..1 + r.below(3) {
             let shard = r.below(SHARDS);
-            let request = Request { op, lba, blocks, sgl: sgl.clone() };
+            let sgl = match op {
+                _ if len == 0 => Sgl::empty(),
+                // What lies behind it is not the target's to write.
+                Op::Read => {
+                    let memory = filled(len + BEHIND, UNTOUCHED);
+                    self.reads.push((self.asked, lba, memory.clone()));
+                    memory.slice(0, len)
+                }
+                _ => patterned(lba, blocks),
+            };
+            let request = Request { op, lba, blocks, sgl };
             self.on.submit(&self.io, &volume, (shard, self.asked), request);
             self.asked += 1;
         }
@@ -295,7 +337,7 @@ impl<'a> Run<'a> {
 
     /// The next PDU is not what the target said.
     fn lie(&mut self, mut r: Record) {
-        let (admin, kind) = (r.rarely(3), r.below(8));
+        let (admin, kind) = (r.rarely(3), r.below(10));
         let (word, byte) = (r.word(), r.byte());
         let lie = match kind {
             0 | 1 => Lie::Header(word as u8, byte),
@@ -304,10 +346,20 @@ impl<'a> Run<'a> {
             4 => Lie::Drop,
             5 => Lie::Twice,
             6 => Lie::Later,
+            7 => Lie::Split(word, byte & 1 != 0),
+            8 => Lie::Longer(byte),
             _ if byte & 1 == 0 => Lie::Short(word as u8),
             _ => Lie::End(word as u8),
         };
         self.lied |= admin;
+        // What it gets as data then it cannot know to be wrong.
+        let place = usize::from(word as u8) % 24;
+        self.forged |= match lie {
+            Lie::Header(..) => place == 8 || place == 9,
+            Lie::Damage(..) => !self.digests,
+            Lie::Data(..) | Lie::Short(_) => true,
+            _ => false,
+        };
         let lies = if admin { &mut self.on.proxy.admin } else { &mut self.on.proxy.io };
         lies.push(lie);
     }
@@ -357,7 +409,7 @@ impl<'a> Run<'a> {
                 term.as_bytes().to_vec()
             }
         };
-        self.lied = true;
+        (self.lied, self.forged) = (true, true);
         self.on.proxy.say(link, &bytes);
     }
 
@@ -390,6 +442,13 @@ impl<'a> Run<'a> {
                 self.take_back(&volume, Scope::Origin(io.origin()));
             }
             self.on.pass(Duration::from_millis(100));
+        }
+        for (tag, lba, memory) in &self.reads {
+            let got = bytes(memory);
+            let (read, behind) = got.split_at(got.len() - BEHIND);
+            assert!(behind.iter().all(|byte| *byte == UNTOUCHED), "more than was asked for");
+            let done = io.result(*tag) == Some(Ok(()));
+            assert!(!done || self.forged || right(*lba, read), "a read that succeeds gives other blocks");
         }
         for (_, result) in io.results() {
             self.trace.note(("io", format!("{result:?}")));

@@ -22,6 +22,10 @@ pub enum Lie {
     Damage(u16, u8),
     Drop,
     Twice,
+    /// Data comes in two PDUs, as it may; or the second before the first, as it may not.
+    Split(u16, bool),
+    /// Data has so many bytes more behind it; lengths and digests are right.
+    Longer(u8),
     /// It comes after the next one.
     Later,
     /// Only so many bytes come, and then what follows.
@@ -213,7 +217,10 @@ impl Proxy {
             (link.begun, link.digests) = (true, pdu[11]);
         }
         let lies = if link.admin { &mut self.admin } else { &mut self.io };
-        let lie = (!lies.is_empty()).then(|| lies.remove(0));
+        // Those about data wait for data.
+        let fits =
+            |lie: &Lie| !matches!(lie, Lie::Split(..) | Lie::Longer(_)) || pdu[0] == PduType::C2hData.0;
+        let lie = lies.iter().position(fits).map(|at| lies.remove(at));
         if self.mute {
             return true;
         }
@@ -237,6 +244,35 @@ impl Proxy {
                 let at = usize::from(at) % pdu.len();
                 pdu[at] ^= value.max(1);
             }
+            Some(Lie::Split(at, swapped)) => {
+                let (from, to) = data(&pdu, link.digests);
+                let at = from + usize::from(at) % (to - from).max(1) / 4 * 4;
+                if pdu[0] == PduType::C2hData.0 && at > from {
+                    more = rebuilt(&pdu, &pdu[at..to], at - from, link.digests);
+                    let mut first = rebuilt(&pdu, &pdu[from..at], 0, link.digests);
+                    // The last one alone is the last, and tells of success.
+                    first[1] &= !(flags::LAST_PDU | flags::SUCCESS);
+                    if swapped {
+                        let told = pdu[1] & (flags::LAST_PDU | flags::SUCCESS);
+                        (first[1], more[1]) = (first[1] | told, more[1] & !told);
+                        std::mem::swap(&mut first, &mut more);
+                    }
+                    seal(&mut first, link.digests);
+                    seal(&mut more, link.digests);
+                    pdu = first;
+                }
+            }
+            Some(Lie::Longer(n)) => {
+                let (from, to) = data(&pdu, link.digests);
+                if pdu[0] == PduType::C2hData.0 && to > from {
+                    let longer = [&pdu[from..to], &vec![0x3c; usize::from(n) * 16]].concat();
+                    pdu = rebuilt(&pdu, &longer, 0, link.digests);
+                    if n % 2 == 0 {
+                        pdu[1] &= !flags::SUCCESS;
+                        seal(&mut pdu, link.digests);
+                    }
+                }
+            }
             Some(Lie::Drop) => pdu.clear(),
             Some(Lie::Twice) => more = pdu.clone(),
             Some(Lie::Later) => {
@@ -254,6 +290,21 @@ impl Proxy {
         let sent = link.down.write(&pdu).unwrap_or(0);
         lives && sent == pdu.len()
     }
+}
+
+/// A C2HData PDU as this one, with other data, which begins so much later.
+fn rebuilt(pdu: &[u8], data: &[u8], later: usize, digests: u8) -> Vec<u8> {
+    let pdo = usize::from(pdu[3]);
+    let mut new = [&pdu[..pdo], data].concat();
+    if digests & dgst::DDGST_ENABLE != 0 {
+        new.extend([0; DIGEST_LEN]);
+    }
+    let offset = u32::from_le_bytes(pdu[12..16].try_into().unwrap()) + later as u32;
+    for (at, word) in [(4, new.len() as u32), (12, offset), (16, data.len() as u32)] {
+        new[at..at + 4].copy_from_slice(&word.to_le_bytes());
+    }
+    seal(&mut new, digests);
+    new
 }
 
 /// Where the data of a PDU lies.

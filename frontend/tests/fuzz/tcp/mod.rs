@@ -32,6 +32,14 @@ const PEERS: usize = 5;
 /// The block that the neighbour's namespace begins with holds this many bytes in each of its commands.
 const NEIGHBOURLY: usize = 16 << 10;
 
+/// Bytes of data that no capsule may carry more of.
+const MOST_IN_CAPSULE: usize = 16 << 10;
+
+/// Whether [`Run::send`] changes the PDU by this record.
+fn is_changed(mut how: Record) -> bool {
+    how.below(10) > 5
+}
+
 /// The target, and the hosts around it.
 pub struct Streams {
     sim: Sim,
@@ -270,14 +278,20 @@ impl Run<'_> {
         let sim = &self.on.sim;
         let Some(peer) = &mut self.peers[at] else { return };
         let (kind, place, value) = (how.below(10), usize::from(how.byte()), how.byte());
+        let follows = !peer.wild;
         match kind {
             6 => {
+                // Another type, or a length that the type does not have.
+                peer.doomed |= follows && matches!(place % 8, 0 | 2) && pdu[place % 8] != value;
                 pdu[place % 8] = value;
                 peer.seal(&mut pdu, header);
                 peer.wild = true;
             }
             7 => {
                 let place = 8 + place % (header - 8);
+                // Data of another command, at another offset, or of another length.
+                let tells = pdu[0] == PduType::H2cData.0 && matches!(place, 8 | 9 | 12..=19);
+                peer.doomed |= follows && tells && pdu[place] != value;
                 pdu[place] = value;
                 peer.seal(&mut pdu, header);
                 peer.wild |= pdu[0] != PduType::CapsuleCmd.0;
@@ -416,6 +430,7 @@ impl Run<'_> {
         let (sqsize_z, cattr) = (r.pick(&[31u16, 3, 127]), Cattr::new().with_disable_sqfc(r.rarely(2)));
         let (kato, host) = (r.pick(&[0u32, 0, 0, 10_000]), r.pick(&[HOST, HOST, OTHER]));
         let queues = 1 + r.below(2) as u16;
+        self.prompt = !r.rarely(3);
         for qid in 0..=queues {
             let at = (at + usize::from(qid)) % PEERS;
             self.peers[at] = None;
@@ -553,6 +568,7 @@ impl Run<'_> {
             peer.patient = true;
         }
         let pdu = peer.capsule(sqe, &capsule);
+        peer.doomed |= capsule.len() > MOST_IN_CAPSULE && !peer.wild && !is_changed(r);
         self.send(at, pdu, 72, r);
     }
 
@@ -563,11 +579,12 @@ impl Run<'_> {
         let peer = self.peer(at);
         let asked = peer.r2ts.pop_front();
         peer.wild |= asked.is_none();
+        let follows = !peer.wild;
         let mut r2t = asked.unwrap_or_else(R2t::new_zeroed);
+        let right = (r2t.cccid, r2t.r2to, r2t.r2tl);
         if r2t.r2tl == 0 {
             r2t.r2tl = 512;
         }
-        peer.wild |= (1..7).contains(&kind);
         match kind {
             1 => r2t.ttag = r.word(),
             2 => r2t.cccid = r.word(),
@@ -576,6 +593,9 @@ impl Run<'_> {
             _ => {}
         }
         let mut pdus = peer.h2c(&r2t, most, THEIRS);
+        let in_order = kind != 6 && (kind != 5 || pdus.len() < 2);
+        let follows = follows && kind != 1 && !is_changed(r);
+        peer.doomed |= follows && !(in_order && (r2t.cccid, r2t.r2to, r2t.r2tl) == right);
         if kind == 5 && pdus.len() > 1 {
             pdus.swap(0, 1);
         }
@@ -583,6 +603,7 @@ impl Run<'_> {
             let last = pdus.pop().unwrap_or_default();
             pdus.extend([last.clone(), last]);
         }
+        peer.wild |= (1..7).contains(&kind);
         let last = pdus.pop();
         pdus.iter().for_each(|pdu| peer.write(pdu));
         if let Some(last) = last {

@@ -51,6 +51,8 @@ pub struct Peer {
     pub data: Vec<u8>,
     /// What was sent cannot be followed any more: answers are only looked at for their form.
     pub wild: bool,
+    /// Something was sent after which the target must end the connection.
+    pub doomed: bool,
     /// Commands were sent that may wait for ever.
     pub patient: bool,
     /// The target has closed it.
@@ -99,6 +101,7 @@ impl Peer {
             completed: Vec::new(),
             data: Vec::new(),
             wild: false,
+            doomed: false,
             patient: false,
             ended: false,
             terminated: false,
@@ -370,6 +373,8 @@ impl Peer {
     pub fn check_answered(&self) {
         let waits = self.ended || self.wild || !self.unsent.is_empty() || self.patient || !self.begun;
         assert!(waits || self.asked.is_empty(), "never answered: {:?}", self.asked);
+        let lives = !self.ended && !self.terminated && self.unsent.is_empty();
+        assert!(!(self.doomed && lives), "the target goes on with a connection that it cannot follow");
     }
 
     /// Whether nothing is owed.
