@@ -5,9 +5,11 @@
 //!
 //! Environment: `ISTHMUS_FUZZ_SECONDS` says how long (else 4 s, with `ISTHMUS_SOAK=1` 120 s), `ISTHMUS_SEED` where the
 //! random choices begin. `ISTHMUS_FUZZ_INPUT` names one file that is run alone; `ISTHMUS_FUZZ_KEEP` a directory to
-//! which those inputs are written in the end that together show the most.
+//! which those inputs are written in the end that together show the most. `ISTHMUS_FUZZ_JOBS` says how many processes
+//! do the same from other seeds (else it is this one alone).
 
 mod input;
+mod jobs;
 mod watch;
 
 use std::any::Any;
@@ -95,6 +97,9 @@ pub fn fuzz<S: Subject>(name: &str, directory: &Path) {
     let soak = std::env::var("ISTHMUS_SOAK").is_ok_and(|value| value == "1");
     let seconds = number("ISTHMUS_FUZZ_SECONDS").unwrap_or(if soak { 120 } else { 4 });
     let seed = number("ISTHMUS_SEED").unwrap_or(1);
+    if let Some(jobs) = number("ISTHMUS_FUZZ_JOBS").filter(|jobs| *jobs > 1) {
+        return jobs::run(name, jobs, seed);
+    }
     let watchdog = Watchdog::start(name);
     let mut fuzzer = Fuzzer::<S> {
         name: name.into(),
