@@ -33,7 +33,7 @@ impl Controller {
             AdminOpcode::SetFeatures => self.set_features(queue, ticket, sqe),
             AdminOpcode::GetFeatures => self.get_features(sqe),
             AdminOpcode::AsyncEventRequest => self.await_event(queue, ticket),
-            AdminOpcode::KeepAlive if self.config.fabrics => Ok(Reply::default().into()),
+            AdminOpcode::KeepAlive => Ok(Reply::default().into()),
             AdminOpcode::Abort if !self.config.discovery => self.abort(queue, ticket, sqe),
             _ => Err(Status::INVALID_OPCODE),
         };

@@ -25,20 +25,18 @@ impl Controller {
             AdminOpcode::SetFeatures,
             AdminOpcode::GetFeatures,
             AdminOpcode::AsyncEventRequest,
+            AdminOpcode::KeepAlive,
         ] {
             page.acs[usize::from(opcode.0)] = of_controller;
         }
-        let of_transport: &[AdminOpcode] = match self.config.fabrics {
-            true => &[AdminOpcode::KeepAlive],
-            false => &[
-                AdminOpcode::DeleteIoSq,
-                AdminOpcode::CreateIoSq,
-                AdminOpcode::DeleteIoCq,
-                AdminOpcode::CreateIoCq,
-                AdminOpcode::DoorbellBufferConfig,
-            ],
-        };
-        for opcode in of_transport {
+        let of_pcie = [
+            AdminOpcode::DeleteIoSq,
+            AdminOpcode::CreateIoSq,
+            AdminOpcode::DeleteIoCq,
+            AdminOpcode::CreateIoCq,
+            AdminOpcode::DoorbellBufferConfig,
+        ];
+        for opcode in of_pcie.into_iter().filter(|_| !self.config.fabrics) {
             page.acs[usize::from(opcode.0)] = of_controller;
         }
         let able = self.abilities();

@@ -87,6 +87,7 @@ impl Controller {
         self.features.replace(Features::new(self.shared.host().map(|h| h.id)));
         if !self.config.fabrics {
             self.shared.set_host_id(None);
+            self.set_kato(self.config.kato);
         }
         self.forget_notices();
         self.shared.set_io_queues(self.config.max_io_queues, self.config.max_io_queues);
@@ -107,6 +108,7 @@ impl Controller {
             | FeatureId::NumberOfQueues
             | FeatureId::WriteAtomicity
             | FeatureId::AsyncEventConfiguration
+            | FeatureId::KeepAliveTimer
             | FeatureId::Timestamp
             | FeatureId::HostBehavior
             | FeatureId::HostIdentifier
@@ -115,7 +117,6 @@ impl Controller {
             | FeatureId::ReservationPersistence => true,
             FeatureId::VolatileWriteCache => self.has_cache(),
             FeatureId::InterruptCoalescing | FeatureId::InterruptVectorConfiguration => pcie,
-            FeatureId::KeepAliveTimer => !pcie,
             _ => false,
         }
     }

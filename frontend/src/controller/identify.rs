@@ -191,8 +191,8 @@ impl Controller {
             Sgls::new().with_support(1).with_offset(fabrics).with_transport(fabrics).with_longer(fabrics);
         // Guests' lists may have them; over TCP there is one descriptor, of the data.
         id.sgls = id.sgls.with_bit_bucket(!fabrics);
+        id.kas = KAS;
         if fabrics {
-            id.kas = KAS;
             id.ioccsz = self.config.ioccsz;
             id.iorcsz = 1;
             id.msdbd = 1;

@@ -1,10 +1,12 @@
-//! Keep Alive (Base 2.1, 3.9): a host that says nothing for KATO is gone. Any command counts (TBKAS).
+//! Keep Alive (Base 2.1, 3.9): a host that says nothing for KATO is gone. Any command counts (TBKAS). On fabrics its
+//! association ends; over PCIe the controller fails, and KATO is 0 until the host sets it.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use engine::{OnTimer, TimerId};
+use nvme_proto::Status;
 
 use super::Controller;
 
@@ -31,7 +33,7 @@ impl Controller {
         let granularity = u32::from(KAS) * 100;
         let kato = kato.div_ceil(granularity).saturating_mul(granularity);
         self.keep_alive.kato.set(kato);
-        if kato != 0 && self.config.fabrics {
+        if kato != 0 {
             let timer = self.local.shard().timer(Duration::from_millis(kato.into()), self.clone(), 0);
             self.keep_alive.timer.set(Some(timer));
         }
@@ -52,6 +54,9 @@ impl OnTimer for Controller {
             return self.set_kato(self.kato());
         }
         self.port.keep_alive_expired();
-        self.terminate();
+        match self.config.fabrics {
+            true => self.terminate(),
+            false => self.shared.errors().note_event(Status::KEEP_ALIVE_TIMER_EXPIRED),
+        }
     }
 }

@@ -71,6 +71,11 @@ impl Controller {
         }
     }
 
+    /// Whether a reset is on its way: it takes commands back, and nobody waits for their completions.
+    pub(crate) fn is_resetting(&self) -> bool {
+        self.phase.get() == Phase::Resetting
+    }
+
     /// Whether CSTS.RDY is 1.
     pub fn is_ready(&self) -> bool {
         self.registers().csts.rdy()
@@ -83,6 +88,9 @@ impl Controller {
             return;
         }
         self.phase.set(Phase::Resetting);
+        if !self.config.fabrics {
+            self.stop_keep_alive();
+        }
         if self.shared.close_queues(!self.config.fabrics) {
             self.drained();
         }
@@ -164,6 +172,9 @@ impl Controller {
     /// CC.SHN: everything that hosts wrote is on the media before SHST says that the shutdown is complete.
     fn shutdown(self: &Rc<Self>) {
         self.edit(|r| r.csts.set_shst(SHST_OCCURRING));
+        if !self.config.fabrics {
+            self.stop_keep_alive();
+        }
         let origin = Origin::new();
         let flush = Rc::new(ShutdownFlush { controller: self.clone(), left: Default::default() });
         let namespaces = self.local.namespaces();

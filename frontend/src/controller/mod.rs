@@ -77,7 +77,7 @@ pub trait Port {
     /// The controller has ended: all queues are gone, and so is its identifier.
     fn ended(&self) {}
 
-    /// The host was silent for longer than KATO; the controller ends.
+    /// The host was silent for longer than KATO. The controller ends on fabrics, and is to fail over PCIe.
     fn keep_alive_expired(&self) {}
 
     /// Vendor and subsystem vendor of the PCI function; zeroes on fabrics.

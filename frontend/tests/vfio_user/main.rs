@@ -14,6 +14,7 @@ mod fuzz;
 mod g_limits;
 mod g_lists;
 mod g_queues;
+mod keep_alive;
 mod messages;
 mod parked;
 mod peer;

@@ -41,6 +41,22 @@ fn until(mut done: impl FnMut() -> bool) {
 }
 
 #[test]
+fn a_reset_ends_commands_without_completions() {
+    let (rig, volume) = rig("reset-silent");
+    let (mut c, q) = busy(&rig, &volume);
+    for _ in 0..4 {
+        c.submit_admin(Sqe { opc: 0x0c, ..Sqe::default() });
+    }
+    assert!(c.admin(Sqe { opc: 6, cdw10: 1, dptr: [0x500000, 0], ..Sqe::default() }).status().is_success());
+    c.post(0x14, 0);
+    c.wait_csts(1, 0);
+    assert_eq!(volume.has.load(Ordering::SeqCst), 0);
+    assert_eq!([c.peek(&q), c.peek(&c.admin)].map(|cqe| cqe.is_some()), [false, false]);
+    c.enable();
+    assert!(c.admin(Sqe { opc: 6, cdw10: 1, dptr: [0x500000, 0], ..Sqe::default() }).status().is_success());
+}
+
+#[test]
 fn a_controller_is_busy_while_it_has_commands() {
     let (rig, volume) = rig("busy");
     let (mut c, q) = busy(&rig, &volume);

@@ -86,6 +86,13 @@ impl Port for FunctionPort {
         }
     }
 
+    fn keep_alive_expired(&self) {
+        if let Some(function) = self.function() {
+            function.complain("the host was silent for longer than KATO");
+            function.fail();
+        }
+    }
+
     fn pci_ids(&self) -> (u16, u16) {
         (VENDOR_ID, VENDOR_ID)
     }

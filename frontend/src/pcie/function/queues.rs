@@ -82,9 +82,10 @@ impl Function {
         }
     }
 
-    /// Adds a completion to a queue; the host hears of it at the end of this turn.
+    /// Adds a completion to a queue; the host hears of it at the end of this turn. A reset ends commands without one:
+    /// it deletes the queues, and the host has forgotten them.
     pub fn post(self: &Rc<Self>, cq: &Rc<Cq>, cqe: Cqe, reserved: bool) {
-        if self.deaf.get() {
+        if self.deaf.get() || self.controller().is_resetting() {
             return;
         }
         let posted = cq.post(&self.memory.borrow(), cqe, reserved);
