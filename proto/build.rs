@@ -4,10 +4,11 @@ use std::error::Error;
 use std::path::PathBuf;
 
 /// The files that declare services; they import the others.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "inventory/inventory.proto",
     "isthmus/access.proto",
     "isthmus/ana.proto",
+    "isthmus/controller_model.proto",
     "isthmus/fault.proto",
     "storage/backend_aio.proto",
     "storage/backend_malloc.proto",

@@ -72,7 +72,7 @@ fn told_nothing(rig: &Rig, admin: &mut Host) {
 }
 
 fn set(rig: &Rig, addr: SocketAddr, state: AccessState) {
-    assert!(rig.target.set_access(addr, &Nqn::new(SUBNQN).unwrap(), state));
+    assert!(rig.target.set_access(addr, &Nqn::new(SUBNQN).unwrap(), None, state));
     settle(rig);
 }
 

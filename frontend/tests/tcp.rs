@@ -143,7 +143,7 @@ fn the_discovery_service_tells_what_is_where() {
     aer.set_sgl(SglDescriptor::transport(0));
     let capsule = admin.capsule(aer, &[]);
     admin.send(&capsule);
-    assert!(rig.target.unlisten(rig.addr, rig.subsystem.nqn()));
+    assert!(rig.target.unlisten(rig.addr, rig.subsystem.nqn(), None));
     let (cqe, _) = admin.complete(&[]);
     assert_eq!((cqe.cid, cqe.dw0), (999, 0x70_f002), "Discovery Log Page Change");
     let after = DiscoveryHeader::read_from_bytes(&log_page(&mut admin, LogId::Discovery, 0, 1024)).unwrap();

@@ -229,7 +229,7 @@ fn the_discovery_log_is_read_in_parts_while_it_changes() {
                 }
                 for other in &others {
                     rig.target.set_allowed_hosts(other, Vec::new());
-                    rig.target.unlisten(rig.addr, other.nqn());
+                    rig.target.unlisten(rig.addr, other.nqn(), None);
                 }
             }
         });

@@ -143,9 +143,9 @@ fn a_subsystem_shown_no_more_loses_its_hosts() {
     let (mut admin, mut io) = rig.connect(0);
     let mut stays = Host::open(rig.addr, 0);
     stays.connect_admin("nqn.2024-01.test:other", 0);
-    assert!(rig.target.unlisten(rig.addr, rig.subsystem.nqn()));
+    assert!(rig.target.unlisten(rig.addr, rig.subsystem.nqn(), None));
     assert!(admin.is_closed() && io.is_closed());
     stays.enable();
-    assert!(rig.target.unlisten(rig.addr, other.nqn()));
+    assert!(rig.target.unlisten(rig.addr, other.nqn(), None));
     assert!(stays.is_closed());
 }

@@ -194,7 +194,7 @@ fn many_listeners() {
         })
         .collect();
     for addr in &addrs[..32] {
-        assert!(rig.target.unlisten(*addr, rig.subsystem.nqn()));
+        assert!(rig.target.unlisten(*addr, rig.subsystem.nqn(), None));
     }
     for (at, host) in hosts.iter_mut().enumerate() {
         match at < 32 {

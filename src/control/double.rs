@@ -204,8 +204,13 @@ impl DataPlane for Double {
             other => format!(" {other:?}"),
         };
         let further = if further { " further" } else { "" };
-        self.call(format!("controller {subsystem} {controller}{further}{access}"))?;
-        Ok(matches!(config.endpoint, Endpoint::Pcie { .. }).then(|| config.cntlid.unwrap_or(9)))
+        let (own, fixed) = match config.endpoint {
+            Endpoint::Tcp { fixed: true, .. } => (true, format!(" static {:?}", config.cntlid)),
+            Endpoint::Tcp { fixed: false, .. } => (false, String::new()),
+            Endpoint::Pcie { .. } => (true, String::new()),
+        };
+        self.call(format!("controller {subsystem} {controller}{further}{fixed}{access}"))?;
+        Ok(own.then(|| config.cntlid.unwrap_or(9)))
     }
 
     fn remove_controller(&self, subsystem: &str, controller: &str) -> PlaneResult<()> {

@@ -8,6 +8,7 @@ mod address;
 mod aio;
 mod ana;
 pub mod config;
+mod controller_model;
 #[cfg(test)]
 mod double;
 mod encryption;

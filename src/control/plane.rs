@@ -220,7 +220,7 @@ pub struct Viewers {
 pub struct ControllerConfig {
     /// Where hosts find it.
     pub endpoint: Endpoint,
-    /// The CNTLID that is asked for.
+    /// The CNTLID that is asked for, where hosts do not get their own.
     pub cntlid: Option<u16>,
     /// Most I/O queue pairs; `None` for what the data plane takes by default.
     pub io_queues: Option<u16>,
@@ -239,7 +239,13 @@ pub enum Endpoint {
         further: bool,
     },
     /// NVMe over TCP; the address may serve other subsystems too.
-    Tcp(SocketAddr),
+    Tcp {
+        /// The address.
+        address: SocketAddr,
+        /// Whether it is a static controller, of which an address may have several; else each host's connection makes
+        /// one.
+        fixed: bool,
+    },
 }
 
 /// What a remote controller is.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use proto::inventory::inventory_service_server::InventoryServiceServer;
 use proto::isthmus::ana_service_server::AnaServiceServer;
+use proto::isthmus::controller_model_service_server::ControllerModelServiceServer;
 use proto::isthmus::fault_volume_service_server::FaultVolumeServiceServer;
 use proto::isthmus::namespace_mask_service_server::NamespaceMaskServiceServer;
 use proto::storage::aio_volume_service_server::AioVolumeServiceServer;
@@ -91,6 +92,7 @@ pub async fn serve(
         .add_service(service!(FaultVolumeServiceServer))
         .add_service(service!(NamespaceMaskServiceServer))
         .add_service(service!(AnaServiceServer))
+        .add_service(service!(ControllerModelServiceServer))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(health_service);

@@ -102,6 +102,9 @@ pub(crate) struct Record {
     /// Of a controller: its ANA state, since it was set, as the API numbers it.
     #[prost(int32, optional, tag = "10")]
     pub ana: Option<i32>,
+    /// Of a subsystem: whether its controllers over fabrics are static.
+    #[prost(bool, tag = "11")]
+    pub fixed: bool,
 }
 
 /// Limits of a volume as they are kept.

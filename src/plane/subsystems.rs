@@ -40,8 +40,8 @@ struct Shown {
 
 /// A controller.
 enum Exposed {
-    /// All controllers that hosts make through an address.
-    Tcp(SocketAddr),
+    /// All controllers that hosts make through an address, or the static one of that identifier there.
+    Tcp(SocketAddr, Option<u16>),
     /// A socket.
     Pcie(Handle),
 }
@@ -107,14 +107,20 @@ impl Plane {
             return refuse(Failure::Exists, format!("controller {name} exists"));
         }
         let (exposed, cntlid) = match config.endpoint {
-            Endpoint::Tcp(address) => {
+            Endpoint::Tcp { address, fixed: true } => {
+                let queues = config.io_queues.unwrap_or(MAX_IO_QUEUES);
+                let listening = self.target.listen_static(address, &entry.subsystem, config.cntlid, queues);
+                let (listening, cntlid) = listening.map_err(system(address))?;
+                (Exposed::Tcp(listening, Some(cntlid)), Some(cntlid))
+            }
+            Endpoint::Tcp { address, fixed: false } => {
                 if config.cntlid.is_some() {
                     return refuse(
                         Failure::Invalid,
                         "over TCP each association gets a controller identifier of its own",
                     );
                 }
-                let shared = |e: &&Exposed| matches!(e, Exposed::Tcp(other) if *other == address);
+                let shared = |e: &&Exposed| matches!(e, Exposed::Tcp(other, _) if *other == address);
                 if controllers.values().any(|e| shared(&e)) {
                     return refuse(
                         Failure::Exists,
@@ -124,7 +130,7 @@ impl Plane {
                 let queues = config.io_queues.unwrap_or(MAX_IO_QUEUES);
                 let listening =
                     self.target.listen_with(address, &entry.subsystem, queues).map_err(system(address))?;
-                (Exposed::Tcp(listening), None)
+                (Exposed::Tcp(listening, None), None)
             }
             Endpoint::Pcie { port, further } => {
                 let doorbells = self.doorbells(port)?;
@@ -184,8 +190,8 @@ impl Plane {
 
     fn close_exposed(&self, entry: &SubsystemEntry, exposed: Exposed, patience: Duration) -> PlaneResult<()> {
         match exposed {
-            Exposed::Tcp(address) => {
-                self.target.unlisten(address, entry.subsystem.nqn());
+            Exposed::Tcp(address, cntlid) => {
+                self.target.unlisten(address, entry.subsystem.nqn(), cntlid);
                 self.pass_a_turn();
                 Ok(())
             }
@@ -270,7 +276,7 @@ impl SubsystemEntry {
         let exposed = lock(&self.controllers);
         let controller = |name: &String| match exposed.get(name) {
             Some(Exposed::Pcie(handle)) => Ok(Viewer::Controller(handle.controller().cntlid())),
-            Some(Exposed::Tcp(_)) => {
+            Some(Exposed::Tcp(..)) => {
                 refuse(Failure::Invalid, format!("controller {name} is none of vfio-user"))
             }
             None => refuse(Failure::Precondition, format!("there is no controller {name}")),
@@ -298,7 +304,9 @@ impl SubsystemEntry {
 
     fn set_exposed_ana(&self, exposed: &Exposed, state: AccessState, target: &Target) -> bool {
         match exposed {
-            Exposed::Tcp(address) => target.set_access(*address, self.subsystem.nqn(), state),
+            Exposed::Tcp(address, cntlid) => {
+                target.set_access(*address, self.subsystem.nqn(), *cntlid, state)
+            }
             Exposed::Pcie(handle) => {
                 handle.controller().set_access(state);
                 true
@@ -309,7 +317,7 @@ impl SubsystemEntry {
     /// What hosts did through a controller.
     pub(super) fn controller_counters(&self, name: &str, target: &Target) -> PlaneResult<Counters> {
         let counted = match lock(&self.controllers).get(name) {
-            Some(Exposed::Tcp(address)) => target.stats(*address, self.subsystem.nqn()),
+            Some(Exposed::Tcp(address, cntlid)) => target.stats(*address, self.subsystem.nqn(), *cntlid),
             Some(Exposed::Pcie(handle)) => Some(handle.controller().stats().snapshot()),
             None => None,
         };

@@ -79,6 +79,10 @@ fn pcie(port: u32, further: bool) -> Endpoint {
     Endpoint::Pcie { port, further }
 }
 
+fn tcp(address: SocketAddr) -> Endpoint {
+    Endpoint::Tcp { address, fixed: false }
+}
+
 fn controller(endpoint: Endpoint) -> ControllerConfig {
     ControllerConfig { endpoint, cntlid: None, io_queues: None, ana: AccessState::default() }
 }
@@ -209,7 +213,7 @@ fn a_hidden_namespace_is_seen_by_whom_its_mask_names() {
     plane.add_controller("subsys", "one", &controller(pcie(0, false))).unwrap();
     plane.add_controller("subsys", "two", &controller(pcie(0, true))).unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    plane.add_controller("subsys", "tcp", &controller(Endpoint::Tcp(port))).unwrap();
+    plane.add_controller("subsys", "tcp", &controller(tcp(port))).unwrap();
     let options = || vfio_user::Options { max_transfer: 4096, queues: 1, depth: 8 };
     let connect = |socket| vfio_user::Controller::connect(&house.socket(socket), options()).unwrap();
     let (mut one, mut two) = (connect("subsys"), connect("subsys.two"));
@@ -227,6 +231,32 @@ fn a_hidden_namespace_is_seen_by_whom_its_mask_names() {
     mask(None).unwrap();
     assert_eq!(see(), [1, 1]);
     drop((one, two));
+    house.end();
+}
+
+#[test]
+fn static_controllers_share_an_address_and_no_identifier() {
+    let house = House::new();
+    let plane = &house.plane;
+    house.subsystem("subsys");
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let add = |name: &str, cntlid, endpoint| {
+        plane.add_controller("subsys", name, &ControllerConfig { cntlid, ..controller(endpoint) })
+    };
+    let fixed = Endpoint::Tcp { address, fixed: true };
+    assert_eq!(add("seven", Some(7), fixed).unwrap(), Some(7));
+    assert_eq!(add("any", None, fixed).unwrap(), Some(1));
+    assert_eq!(add("pcie", None, pcie(0, false)).unwrap(), Some(2));
+    assert_eq!(add("next", None, fixed).unwrap(), Some(3));
+    assert_eq!(failure(add("again", Some(7), fixed)), Failure::Exists);
+    assert_eq!(failure(add("again", Some(2), fixed)), Failure::Exists, "a vfio-user controller has it");
+    assert_eq!(failure(add("other", Some(7), pcie(0, true))), Failure::Exists);
+    assert_eq!(failure(add("again", Some(0xfff0), fixed)), Failure::Exists);
+    plane.set_ana("subsys", "seven", AccessState::NonOptimized).unwrap();
+    plane.controller_counters("subsys", "seven").unwrap();
+    plane.remove_controller("subsys", "seven").unwrap();
+    assert_eq!(failure(plane.controller_counters("subsys", "seven")), Failure::Precondition);
+    assert_eq!(add("again", Some(7), fixed).unwrap(), Some(7));
     house.end();
 }
 
@@ -267,7 +297,7 @@ fn a_remote_controller_has_one_path_and_then_its_namespaces() {
     house.subsystem("far");
     house.show("far", plane.malloc(4096, 16).unwrap());
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let few = ControllerConfig { io_queues: Some(1), ..controller(Endpoint::Tcp(port)) };
+    let few = ControllerConfig { io_queues: Some(1), ..controller(tcp(port)) };
     plane.add_controller("far", "tcp", &few).unwrap();
 
     plane

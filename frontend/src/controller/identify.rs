@@ -84,7 +84,10 @@ impl Controller {
             Cns::AttachedControllers => match self.known(sqe.nsid)? {
                 Some(_) => {
                     let view = self.local.subsystem().view();
-                    self.controllers(cdw10.cntid(), |viewer| view.shows(sqe.nsid, viewer))
+                    self.controllers(cdw10.cntid(), |viewer| match viewer {
+                        Some(viewer) => view.shows(sqe.nsid, &viewer),
+                        None => view.mask(sqe.nsid).is_none(),
+                    })
                 }
                 None => vec![0; IDENTIFY_LEN],
             },
@@ -122,8 +125,7 @@ impl Controller {
 
     /// The combinations of I/O command sets of a controller: NVM alone.
     fn command_sets(&self, cntid: u16) -> Result<Vec<u8>, Status> {
-        let known = cntid == THIS_CONTROLLER
-            || self.local.subsystem().controllers().iter().any(|controller| controller.cntlid() == cntid);
+        let known = cntid == THIS_CONTROLLER || self.local.subsystem().cntlids(|_| true).contains(&cntid);
         if !known {
             return Err(Status::INVALID_FIELD);
         }
@@ -133,12 +135,12 @@ impl Controller {
     }
 
     /// The controllers from that identifier on that have one of these views.
-    fn controllers(&self, from: u16, which: impl Fn(&Viewer) -> bool) -> Vec<u8> {
+    fn controllers(&self, from: u16, which: impl Fn(Option<Viewer>) -> bool) -> Vec<u8> {
         let mut list = ControllerList::new_zeroed();
-        let mut all = self.local.subsystem().controllers();
-        all.retain(|c| c.cntlid() >= from && which(&c.viewer()));
-        for (to, controller) in list.cntlids.iter_mut().zip(&all) {
-            *to = controller.cntlid();
+        let mut all = self.local.subsystem().cntlids(which);
+        all.retain(|cntlid| *cntlid >= from);
+        for (to, cntlid) in list.cntlids.iter_mut().zip(&all) {
+            *to = *cntlid;
             list.numid = list.numid.saturating_add(1);
         }
         list.as_bytes().to_vec()

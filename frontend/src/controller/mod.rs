@@ -49,7 +49,7 @@ pub const MAX_TRANSFER: u64 = 1 << 20;
 pub struct Config {
     /// Queues are connections that survive a reset but for I/O queues; without it, PCIe: all queues go with a reset.
     pub fabrics: bool,
-    /// The CNTLID that is asked for; `None` for one that is free.
+    /// The CNTLID that is asked for, over fabrics a static controller's; `None` for one that is free.
     pub cntlid: Option<u16>,
     /// A discovery controller: no I/O queues, and its log is the port's.
     pub discovery: bool,

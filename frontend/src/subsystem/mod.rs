@@ -8,7 +8,7 @@ mod reservation;
 mod seen;
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -175,6 +175,8 @@ struct State {
     view: Arc<View>,
     allowed_hosts: Vec<Nqn>,
     controllers: BTreeMap<u16, Arc<Shared>>,
+    /// Identifiers of static controllers, whether they have an association or not.
+    statics: BTreeSet<u16>,
     next_cntlid: u16,
     closed: bool,
 }
@@ -450,12 +452,48 @@ impl Subsystem {
         Ok(())
     }
 
+    /// Keeps an identifier for a static controller over fabrics: the one asked for, or the lowest that is free.
+    ///
+    /// # Errors
+    /// The identifier belongs to another controller or is out of range, or none is left.
+    pub(crate) fn reserve(&self, asked: Option<u16>) -> Result<u16, SubsystemError> {
+        let mut state = self.state();
+        if state.statics.len() >= MAX_CONTROLLERS {
+            return Err(SubsystemError::NoController);
+        }
+        // An association of a static controller that was there before may still be ending; it is no other controller.
+        let open = |cntlid: &u16| {
+            let other = state.controllers.get(cntlid).is_some_and(|c| c.host().is_none());
+            *cntlid <= CNTLID_MAX && !other && !state.statics.contains(cntlid)
+        };
+        let cntlid = match asked {
+            Some(asked) => Some(asked).filter(open).ok_or(SubsystemError::CntlidInUse)?,
+            None => (1..FIRST_DYNAMIC).find(open).ok_or(SubsystemError::NoController)?,
+        };
+        state.statics.insert(cntlid);
+        Ok(cntlid)
+    }
+
+    /// A static controller is no more.
+    pub(crate) fn release(&self, cntlid: u16) {
+        self.state().statics.remove(&cntlid);
+    }
+
+    /// The identifiers of its controllers, in order: of those that are there, and of static ones that wait for a host.
+    /// `which` says of each whether it is meant; of one that waits nobody's view is known.
+    pub(crate) fn cntlids(&self, which: impl Fn(Option<Viewer>) -> bool) -> Vec<u16> {
+        let state = self.state();
+        let mut all: BTreeMap<u16, Option<Viewer>> = state.statics.iter().map(|id| (*id, None)).collect();
+        all.extend(state.controllers.iter().map(|(id, controller)| (*id, Some(controller.viewer()))));
+        all.into_iter().filter(|(_, viewer)| which(*viewer)).map(|(id, _)| id).collect()
+    }
+
     /// A controller identifier for a new controller, and its place in the list; `make` gets the identifier. It is
-    /// `wanted`, the lowest that is free, or for `dynamic` controllers the next.
+    /// `wanted`, the lowest that is free, or over `fabrics` the next; a `wanted` one over fabrics is a static controller's.
     pub(crate) fn admit(
         &self,
         wanted: Option<u16>,
-        dynamic: bool,
+        fabrics: bool,
         make: impl FnOnce(u16) -> Arc<Shared>,
     ) -> Result<Arc<Shared>, SubsystemError> {
         let mut state = self.state();
@@ -463,17 +501,19 @@ impl Subsystem {
             return Err(SubsystemError::NoController);
         }
         let free = |cntlid: &u16| !state.controllers.contains_key(cntlid);
+        let open = |cntlid: &u16| free(cntlid) && !state.statics.contains(cntlid);
         let next = |cntlid: u16| if cntlid >= CNTLID_MAX { FIRST_DYNAMIC } else { cntlid + 1 };
         let cntlid = match wanted {
             Some(wanted) => {
-                Some(wanted).filter(|n| *n <= CNTLID_MAX && free(n)).ok_or(SubsystemError::CntlidInUse)?
+                let meant = |n: &u16| *n <= CNTLID_MAX && free(n) && state.statics.contains(n) == fabrics;
+                Some(wanted).filter(meant).ok_or(SubsystemError::CntlidInUse)?
             }
-            None if !dynamic => (1..FIRST_DYNAMIC).find(free).ok_or(SubsystemError::NoController)?,
+            None if !fabrics => (1..FIRST_DYNAMIC).find(open).ok_or(SubsystemError::NoController)?,
             None => {
-                // They go round, so that one that has just ended does not come back at once. The list is far shorter
+                // They go round, so that one that has just ended does not come back at once. The lists are far shorter
                 // than the round: one is free.
                 let mut cntlid = state.next_cntlid;
-                while !free(&cntlid) {
+                while !open(&cntlid) {
                     cntlid = next(cntlid);
                 }
                 state.next_cntlid = next(cntlid);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use engine::VolumeStats;
 use engine::mem::Sgl;
 use nvme_proto::dptr::{SglSubtype, SglType};
-use nvme_proto::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, invalid_parameter};
+use nvme_proto::fabrics::{Connect, ConnectData, invalid_parameter};
 use nvme_proto::zerocopy::FromBytes;
 use nvme_proto::{Cqe, Nqn, Sqe, Status};
 
@@ -18,7 +18,7 @@ use super::connection::{Connection, Phase};
 use super::discovery::DiscoveryPort;
 use super::reject::Reason;
 use super::transfer::Wire;
-use super::{IN_CAPSULE, IOCCSZ, Inner, MAX_QUEUE_ENTRIES, Shown};
+use super::{IN_CAPSULE, IOCCSZ, Inner, MAX_QUEUE_ENTRIES};
 use crate::controller::{AttachError, Config, Controller, Host, Port, Way};
 use crate::queue::{Queue, QueueConfig};
 use crate::subsystem::{Local, Subsystem, SubsystemError};
@@ -101,8 +101,7 @@ impl Connection {
             .map_err(|_| Refused { 2: Reason::ConnectHostNqn, ..parameter(true, 512) })?;
         let subnqn = Nqn::from_field(&data.subnqn).map_err(|_| parameter(true, 256))?;
         let host = Host { nqn, id: data.hostid };
-        let shown = self.listening.find(&subnqn, &self.home.target).ok_or_else(unknown)?;
-        let subsystem = &shown.subsystem;
+        let subsystem = &self.listening.find(&subnqn, &self.home.target).ok_or_else(unknown)?;
         if !subsystem.allows(&host.nqn) {
             return Err(unknown());
         }
@@ -112,7 +111,7 @@ impl Connection {
         self.entries.set(connect.sqsize_z.saturating_add(1));
         self.flow_control.set(!connect.cattr.disable_sqfc());
         match connect.qid {
-            0 => self.admit_admin(connect, data, host, &shown).await,
+            0 => self.admit_admin(connect, data, host, subsystem).await,
             _ => self.admit_io(connect, data, host, subsystem),
         }
     }
@@ -122,10 +121,10 @@ impl Connection {
         connect: &Connect,
         data: &ConnectData,
         host: Host,
-        shown: &Shown,
+        subsystem: &Arc<Subsystem>,
     ) -> Result<Rc<Queue<Wire>>, Refused> {
-        let subsystem = &shown.subsystem;
-        if data.cntlid != CNTLID_DYNAMIC {
+        let meant = || self.listening.meant(subsystem.nqn(), data.cntlid, &self.home.target);
+        if meant().is_empty() {
             return Err(parameter(true, 16));
         }
         let busy = Refused(Status::CONNECT_CONTROLLER_BUSY, 0, Reason::ConnectBusy);
@@ -142,35 +141,40 @@ impl Connection {
             self.shard.sleep(LOOK).await;
         }
         let discovery = Arc::ptr_eq(subsystem, &self.home.target.discovery);
-        let config = Config {
-            fabrics: true,
-            cntlid: None,
-            discovery,
-            max_queue_entries: MAX_QUEUE_ENTRIES,
-            max_io_queues: shown.max_io_queues,
-            ioccsz: IOCCSZ,
-            kato: if discovery && connect.kato == 0 { DISCOVERY_KATO } else { connect.kato },
-        };
-        let port: Box<dyn Port> = match discovery {
-            true => Box::new(DiscoveryPort::new(&self.home.target, host.nqn, self.local)),
-            false => Box::new(FabricsPort {
-                target: self.home.target.clone(),
-                peer: self.peer,
-                stats: self.listening.stats(subsystem.nqn()),
-                way: shown.way.clone(),
-            }),
-        };
-        let controller =
-            Controller::new(subsystem, &self.shard, config, Some(host), port).map_err(|e| match e {
-                SubsystemError::Host => unknown(),
-                _ => busy,
-            })?;
-        let shared = controller.shared().clone();
-        let queue = self.attach(0, &Local::of(subsystem, &self.shard), &shared, Some(controller.clone()));
-        if queue.is_err() {
-            controller.terminate();
+        for shown in meant() {
+            let config = Config {
+                fabrics: true,
+                cntlid: shown.cntlid,
+                discovery,
+                max_queue_entries: MAX_QUEUE_ENTRIES,
+                max_io_queues: shown.max_io_queues,
+                ioccsz: IOCCSZ,
+                kato: if discovery && connect.kato == 0 { DISCOVERY_KATO } else { connect.kato },
+            };
+            let port: Box<dyn Port> = match discovery {
+                true => Box::new(DiscoveryPort::new(&self.home.target, host.nqn, self.local)),
+                false => Box::new(FabricsPort {
+                    target: self.home.target.clone(),
+                    peer: self.peer,
+                    stats: shown.stats,
+                    way: shown.way,
+                }),
+            };
+            let controller = match Controller::new(subsystem, &self.shard, config, Some(host), port) {
+                Ok(controller) => controller,
+                // This one has an association; where any will do, the next may be free.
+                Err(SubsystemError::CntlidInUse) => continue,
+                Err(SubsystemError::Host) => return Err(unknown()),
+                Err(_) => break,
+            };
+            let shared = controller.shared().clone();
+            let queue = self.attach(0, &Local::of(subsystem, &self.shard), &shared, Some(controller.clone()));
+            if queue.is_err() {
+                controller.terminate();
+            }
+            return queue;
         }
-        queue
+        Err(busy)
     }
 
     fn admit_io(

@@ -414,9 +414,11 @@ impl Connection {
         }
     }
 
-    /// The subsystem whose queue it is.
-    pub fn subsystem(&self) -> Option<Nqn> {
-        Some(*self.queue.borrow().as_ref()?.shared().subsystem().nqn())
+    /// The controller whose queue it is: its subsystem and its identifier.
+    pub fn controller(&self) -> Option<(Nqn, u16)> {
+        let queue = self.queue.borrow();
+        let shared = queue.as_ref()?.shared();
+        Some((*shared.subsystem().nqn(), shared.cntlid()))
     }
 
     /// The command that waits for `ticket`'s bytes: how many.

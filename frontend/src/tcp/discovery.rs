@@ -62,7 +62,9 @@ impl Port for DiscoveryPort {
             for shown in listener.listening.subsystems().iter() {
                 if shown.subsystem.allows(&self.host) {
                     let nqn = shown.subsystem.nqn();
-                    page.extend_from_slice(self.entry(*addr, portid, SubsystemType::Nvm, nqn).as_bytes());
+                    let mut entry = self.entry(*addr, portid, SubsystemType::Nvm, nqn);
+                    entry.cntlid = shown.cntlid.unwrap_or(CNTLID_DYNAMIC);
+                    page.extend_from_slice(entry.as_bytes());
                     header.numrec += 1;
                 }
             }

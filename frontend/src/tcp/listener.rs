@@ -42,8 +42,7 @@ impl Listener {
         socket.listen(BACKLOG)?;
         let bound = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let home = target.shards.first().ok_or(io::ErrorKind::NotConnected)?.clone();
-        let listening =
-            Arc::new(Listening { addr: bound, subsystems: Default::default(), stats: Default::default() });
+        let listening = Arc::new(Listening { addr: bound, subsystems: Default::default() });
         let fd = Arc::new(OwnedFd::from(socket));
         let (theirs, target, socket) = (listening.clone(), target.clone(), fd.clone());
         home.run(move |shard| {

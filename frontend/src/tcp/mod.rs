@@ -16,7 +16,7 @@ mod send;
 mod shard;
 mod transfer;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -27,6 +27,7 @@ use std::time::Duration;
 use engine::stats::Snapshot;
 use engine::{ShardHandle, VolumeStats};
 use nvme_proto::Nqn;
+use nvme_proto::fabrics::{CNTLID_ANY_STATIC, CNTLID_DYNAMIC};
 use nvme_proto::nqn::DISCOVERY_NQN;
 
 use crate::controller::{AccessState, Way};
@@ -86,14 +87,24 @@ impl Default for TargetConfig {
     }
 }
 
-/// A subsystem at a listener.
+/// A subsystem at a listener, or one of its static controllers.
 #[derive(Clone, Debug)]
 struct Shown {
     subsystem: Arc<Subsystem>,
+    /// The static controller; without it each association makes a dynamic one (Base 2.1, 3.1.1).
+    cntlid: Option<u16>,
     /// I/O queues that a controller has there at most.
     max_io_queues: u16,
     /// What all controllers there have in common.
     way: Arc<Way>,
+    /// What hosts asked of it.
+    stats: Arc<VolumeStats>,
+}
+
+impl Shown {
+    fn is(&self, nqn: &Nqn, cntlid: Option<u16>) -> bool {
+        self.subsystem.nqn() == nqn && self.cntlid == cntlid
+    }
 }
 
 /// What a listener shows to hosts.
@@ -101,8 +112,6 @@ struct Shown {
 struct Listening {
     addr: SocketAddr,
     subsystems: Mutex<Vec<Shown>>,
-    /// What hosts asked of each that came by here.
-    stats: Mutex<HashMap<Nqn, Arc<VolumeStats>>>,
 }
 
 impl Listening {
@@ -110,22 +119,35 @@ impl Listening {
         self.subsystems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What hosts that came by here asked of the subsystem of that name.
-    fn stats(&self, nqn: &Nqn) -> Arc<VolumeStats> {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner).entry(*nqn).or_default().clone()
-    }
-
-    fn forget_stats(&self, nqn: &Nqn) {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner).remove(nqn);
-    }
-
     /// The subsystem of that name, or the discovery service.
-    fn find(&self, nqn: &Nqn, target: &Inner) -> Option<Shown> {
+    fn find(&self, nqn: &Nqn, target: &Inner) -> Option<Arc<Subsystem>> {
         if nqn.as_str() == DISCOVERY_NQN {
-            let (subsystem, way) = (target.discovery.clone(), Arc::default());
-            return Some(Shown { subsystem, max_io_queues: 0, way });
+            return Some(target.discovery.clone());
         }
-        self.subsystems().iter().find(|s| s.subsystem.nqn() == nqn).cloned()
+        self.subsystems().iter().find(|s| s.subsystem.nqn() == nqn).map(|s| s.subsystem.clone())
+    }
+
+    /// What the CNTLID of a Connect means in that subsystem (Base 2.1, 6.3): a new dynamic controller, any static one
+    /// or that one; nothing where the subsystem's model is the other.
+    fn meant(&self, nqn: &Nqn, cntlid: u16, target: &Inner) -> Vec<Shown> {
+        let mut all = match nqn.as_str() {
+            DISCOVERY_NQN => vec![Shown {
+                subsystem: target.discovery.clone(),
+                cntlid: None,
+                max_io_queues: 0,
+                way: Arc::default(),
+                stats: Arc::default(),
+            }],
+            _ => self.subsystems().clone(),
+        };
+        all.retain(|shown| {
+            let meant = match shown.cntlid {
+                Some(this) => cntlid == this || cntlid == CNTLID_ANY_STATIC,
+                None => cntlid == CNTLID_DYNAMIC,
+            };
+            meant && shown.subsystem.nqn() == nqn
+        });
+        all
     }
 }
 
@@ -213,6 +235,37 @@ impl Target {
         subsystem: &Arc<Subsystem>,
         max_io_queues: u16,
     ) -> io::Result<SocketAddr> {
+        self.show(addr, subsystem, None, max_io_queues)
+    }
+
+    /// Shows a static controller at an address, with this identifier or the lowest free one: a host gets it that asks
+    /// for it or for any, one at a time. All controllers of a subsystem that are shown are static, or none: the caller
+    /// sees to it. The answer is the address as it is, and the identifier.
+    ///
+    /// # Errors
+    /// Those of bind(2) and listen(2), and a [`SubsystemError`] where the identifier is another controller's.
+    pub fn listen_static(
+        &self,
+        addr: SocketAddr,
+        subsystem: &Arc<Subsystem>,
+        cntlid: Option<u16>,
+        max_io_queues: u16,
+    ) -> io::Result<(SocketAddr, u16)> {
+        let cntlid = subsystem.reserve(cntlid).map_err(io::Error::other)?;
+        let shown = self.show(addr, subsystem, Some(cntlid), max_io_queues);
+        if shown.is_err() {
+            subsystem.release(cntlid);
+        }
+        Ok((shown?, cntlid))
+    }
+
+    fn show(
+        &self,
+        addr: SocketAddr,
+        subsystem: &Arc<Subsystem>,
+        cntlid: Option<u16>,
+        max_io_queues: u16,
+    ) -> io::Result<SocketAddr> {
         let mut listeners = self.0.listeners();
         let addr = match listeners.contains_key(&addr) {
             true => addr,
@@ -225,10 +278,11 @@ impl Target {
         };
         if let Some(listener) = listeners.get(&addr) {
             let mut subsystems = listener.listening.subsystems();
-            let before = subsystems.iter().position(|s| s.subsystem.nqn() == subsystem.nqn());
-            let way = before.map(|at| subsystems.remove(at).way).unwrap_or_default();
+            let before = subsystems.iter().position(|s| s.is(subsystem.nqn(), cntlid));
+            let before = before.map(|at| subsystems.remove(at));
+            let (way, stats) = before.map(|before| (before.way, before.stats)).unwrap_or_default();
             let max_io_queues = max_io_queues.clamp(1, MAX_IO_QUEUES);
-            subsystems.push(Shown { subsystem: subsystem.clone(), max_io_queues, way });
+            subsystems.push(Shown { subsystem: subsystem.clone(), cntlid, max_io_queues, way, stats });
         }
         self.0.changed(|host| subsystem.allows(host));
         Ok(addr)
@@ -245,24 +299,26 @@ impl Target {
         true
     }
 
-    /// Shows a subsystem at an address no more, and disconnects who came to it there. The last one takes the listener
-    /// along, and everyone who came by it. Whether it was shown there.
-    pub fn unlisten(&self, addr: SocketAddr, nqn: &Nqn) -> bool {
+    /// Shows a subsystem, or a static controller of it, at an address no more, and disconnects who came to it there. The
+    /// last one takes the listener along, and everyone who came by it. Whether it was shown there.
+    pub fn unlisten(&self, addr: SocketAddr, nqn: &Nqn, cntlid: Option<u16>) -> bool {
         let mut listeners = self.0.listeners();
         let Some(listener) = listeners.get(&addr) else { return false };
         let (gone, empty) = {
             let mut subsystems = listener.listening.subsystems();
-            let at = subsystems.iter().position(|s| s.subsystem.nqn() == nqn);
+            let at = subsystems.iter().position(|s| s.is(nqn, cntlid));
             let gone = at.map(|at| subsystems.remove(at).subsystem);
-            listener.listening.forget_stats(nqn);
             (gone, subsystems.is_empty())
         };
-        let (listening, only) = (listener.listening.clone(), (!empty).then_some(*nqn));
+        let (listening, only) = (listener.listening.clone(), (!empty).then_some((*nqn, cntlid)));
         if empty && let Some(listener) = listeners.remove(&addr) {
             listener.close();
         }
         self.on_shards(move |target| target.disconnect(&listening, only));
         if let Some(subsystem) = &gone {
+            if let Some(cntlid) = cntlid {
+                subsystem.release(cntlid);
+            }
             self.0.changed(|host| subsystem.allows(host));
         }
         gone.is_some()
@@ -290,34 +346,32 @@ impl Target {
 
     /// Shows a subsystem nowhere any more.
     pub fn remove_subsystem(&self, nqn: &Nqn) {
-        for (addr, _) in self.listeners() {
-            self.unlisten(addr, nqn);
+        let mut shown = Vec::new();
+        for (addr, listener) in self.0.listeners().iter() {
+            let all = listener.listening.subsystems();
+            shown.extend(all.iter().filter(|s| s.subsystem.nqn() == nqn).map(|s| (*addr, s.cntlid)));
+        }
+        for (addr, cntlid) in shown {
+            self.unlisten(addr, nqn, cntlid);
         }
     }
 
-    /// The addresses, and the subsystems that each shows.
-    pub fn listeners(&self) -> Vec<(SocketAddr, Vec<Arc<Subsystem>>)> {
-        let listeners = self.0.listeners();
-        let shown = |l: &Listener| l.listening.subsystems().iter().map(|s| s.subsystem.clone()).collect();
-        listeners.iter().map(|(addr, listener)| (*addr, shown(listener))).collect()
+    /// What hosts that came by an address asked of a subsystem, or a static controller of it, there; `None` if it is not
+    /// shown there.
+    pub fn stats(&self, addr: SocketAddr, nqn: &Nqn, cntlid: Option<u16>) -> Option<Snapshot> {
+        Some(self.shown(addr, nqn, cntlid)?.stats.snapshot())
     }
 
-    /// What hosts that came by an address asked of a subsystem there; `None` if it is not shown there.
-    pub fn stats(&self, addr: SocketAddr, nqn: &Nqn) -> Option<Snapshot> {
+    fn shown(&self, addr: SocketAddr, nqn: &Nqn, cntlid: Option<u16>) -> Option<Shown> {
         let listeners = self.0.listeners();
-        let listening = &listeners.get(&addr)?.listening;
-        listening
-            .subsystems()
-            .iter()
-            .any(|s| s.subsystem.nqn() == nqn)
-            .then(|| listening.stats(nqn).snapshot())
+        let subsystems = listeners.get(&addr)?.listening.subsystems();
+        subsystems.iter().find(|s| s.is(nqn, cntlid)).cloned()
     }
 
-    /// Sets how well hosts that come to a subsystem by an address reach its namespaces. Whether it is shown there.
-    pub fn set_access(&self, addr: SocketAddr, nqn: &Nqn, state: AccessState) -> bool {
-        let listeners = self.0.listeners();
-        let Some(listener) = listeners.get(&addr) else { return false };
-        let shown = listener.listening.subsystems().iter().find(|s| s.subsystem.nqn() == nqn).cloned();
+    /// Sets how well hosts that come to a subsystem, or a static controller of it, by an address reach its namespaces.
+    /// Whether it is shown there.
+    pub fn set_access(&self, addr: SocketAddr, nqn: &Nqn, cntlid: Option<u16>, state: AccessState) -> bool {
+        let shown = self.shown(addr, nqn, cntlid);
         if let Some(shown) = &shown {
             shown.way.set(&shown.subsystem, state);
         }

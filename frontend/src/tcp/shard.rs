@@ -120,10 +120,13 @@ impl ShardTarget {
         self.close_where(|_| true);
     }
 
-    /// Closes what came by a listener, or only what came by it to one subsystem.
-    pub fn disconnect(&self, listening: &Arc<Listening>, only: Option<Nqn>) {
+    /// Closes what came by a listener, or only what came by it to one subsystem, or to one static controller of it.
+    pub fn disconnect(&self, listening: &Arc<Listening>, only: Option<(Nqn, Option<u16>)>) {
+        let meant = |to: Option<(Nqn, u16)>, (nqn, cntlid): (Nqn, Option<u16>)| {
+            to.is_some_and(|(subsystem, id)| subsystem == nqn && cntlid.is_none_or(|cntlid| cntlid == id))
+        };
         self.close_where(|c| {
-            Arc::ptr_eq(&c.listening, listening) && only.is_none_or(|nqn| c.subsystem() == Some(nqn))
+            Arc::ptr_eq(&c.listening, listening) && only.is_none_or(|only| meant(c.controller(), only))
         });
     }
 

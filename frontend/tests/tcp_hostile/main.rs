@@ -8,6 +8,7 @@ mod c_r2t;
 #[path = "../common/mod.rs"]
 mod common;
 mod d_connect;
+mod d_static;
 mod e_commands;
 mod e_controller;
 mod e_features;

@@ -42,10 +42,18 @@ impl Resource for NvmeController {
         if one_host && matches!(config.endpoint, Endpoint::Pcie { .. }) {
             return Err(Status::invalid_argument("hostnqn for subsystem is not supported for vfiouser"));
         }
-        if let Endpoint::Pcie { further, .. } = &mut config.endpoint {
-            *further =
-                site.further.get().unwrap_or_else(|| others(site).any(|other| other.has_first_socket()));
-            site.further.set(Some(*further));
+        match &mut config.endpoint {
+            Endpoint::Pcie { further, .. } => {
+                *further =
+                    site.further.get().unwrap_or_else(|| others(site).any(|other| other.has_first_socket()));
+                site.further.set(Some(*further));
+            }
+            // OPI's clients send identifiers over TCP too, and mean nothing by them.
+            Endpoint::Tcp { fixed, .. } if parent.has_static_controllers() => {
+                *fixed = true;
+                config.cntlid = cntlid(spec.nvme_controller_id)?;
+            }
+            Endpoint::Tcp { .. } => {}
         }
         let (subsystem, controller) = ids(site.name);
         let cntlid = site.registry.plane().add_controller(subsystem, controller, &config)?;
@@ -90,7 +98,8 @@ fn config(spec: &NvmeControllerSpec) -> Result<ControllerConfig, Status> {
         (NvmeTransportType::Tcp, Some(Asked::FabricsId(asked))) => {
             let field = "nvme_controller.spec.fabrics_id";
             let port = address::port(&format!("{field}.trsvcid"), &asked.trsvcid)?;
-            Endpoint::Tcp(address::socket(field, &asked.traddr, port, asked.adrfam())?)
+            let address = address::socket(field, &asked.traddr, port, asked.adrfam())?;
+            Endpoint::Tcp { address, fixed: false }
         }
         (NvmeTransportType::Pcie | NvmeTransportType::Tcp, _) => {
             return Err(Status::invalid_argument("invalid endpoint type passed for transport"));

@@ -79,6 +79,7 @@ impl Registry {
             promise: volume.as_ref().map(|volume| Promise::from(&volume.limits())),
             further,
             ana: None,
+            fixed: false,
         };
         let built = Ok(volume);
         let entry = Entry { name: name.to_owned(), object: object.clone(), uuid, record, built };

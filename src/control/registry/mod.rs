@@ -7,6 +7,7 @@
 mod ana;
 mod building;
 mod meaning;
+mod model;
 mod objects;
 
 use std::collections::HashSet;

@@ -2,6 +2,7 @@
 
 mod access;
 mod ana;
+mod controller_model;
 mod declared;
 mod fault;
 mod nvme;

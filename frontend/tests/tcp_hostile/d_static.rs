@@ -1,0 +1,176 @@
+//! D: static controllers: who gets which, and who gets none.
+
+use std::time::Duration;
+
+use frontend::AccessState;
+use frontend::tcp::Reason;
+use nvme_proto::Status;
+use nvme_proto::fabrics::{CNTLID_ANY_STATIC, CNTLID_DYNAMIC, Cattr, Connect, invalid_parameter};
+use nvme_proto::identify::IdentifyController;
+use nvme_proto::log::{DiscoveryEntry, DiscoveryHeader, GetLogPage, LogId};
+use nvme_proto::nqn::DISCOVERY_NQN;
+use nvme_proto::zerocopy::FromBytes;
+use nvme_proto::{Cqe, Sqe};
+
+use super::common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, namespace, pattern, subsystem};
+use super::others_live;
+
+const FIXED: &str = "nqn.2024-01.test:fixed";
+const OTHER: &str = "nqn.2024-01.test:other-host";
+const ADMIN: Connect = Connect { recfmt: 0, qid: 0, sqsize_z: 31, cattr: Cattr::new(), kato: 0 };
+const BUSY: (Status, u32) = (Status::CONNECT_CONTROLLER_BUSY, 0);
+
+fn cntlid_is_wrong() -> (Status, u32) {
+    (Status::CONNECT_INVALID_PARAMETERS.dnr(), invalid_parameter(true, 16))
+}
+
+/// A subsystem whose controllers are the static ones 5, with at most two I/O queues, and 1, beside the rig's dynamic ones.
+fn fixed(rig: &Rig) -> std::sync::Arc<frontend::Subsystem> {
+    let fixed = subsystem(&rig.shards, FIXED);
+    fixed.add_namespace(namespace(1, 512, 1 << 20)).unwrap();
+    for shard in rig.shards.handles() {
+        shard.call(|_| ());
+    }
+    assert_eq!(rig.target.listen_static(rig.addr, &fixed, Some(5), 2).unwrap(), (rig.addr, 5));
+    assert_eq!(rig.target.listen_static(rig.addr, &fixed, None, 128).unwrap(), (rig.addr, 1));
+    fixed
+}
+
+fn connect(rig: &Rig, hostnqn: &str, connect: Connect, cntlid: u16) -> (Host, Cqe) {
+    let mut host = Host::open(rig.addr, 0);
+    let cqe = host.connect(connect, &connect_data(FIXED, hostnqn, cntlid));
+    (host, cqe)
+}
+
+fn refused(rig: &Rig, hostnqn: &str, cntlid: u16) -> (Status, u32) {
+    let (_, cqe) = connect(rig, hostnqn, ADMIN, cntlid);
+    (cqe.status(), cqe.dw0)
+}
+
+/// A host's admin queue of a controller, once whoever had it before has ended.
+fn admitted(rig: &Rig, hostnqn: &str, cntlid: u16) -> (Host, u32) {
+    for _ in 0..5000 {
+        let (host, cqe) = connect(rig, hostnqn, ADMIN, cntlid);
+        if cqe.status().is_success() {
+            return (host, cqe.dw0);
+        }
+        assert_eq!(cqe.status(), BUSY.0);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("controller {cntlid:#x} stays busy");
+}
+
+fn identify(admin: &mut Host, cns: u32) -> Vec<u8> {
+    let (cqe, data) = admin.run(Sqe { opc: 6, cdw10: cns, ..Sqe::default() }, &[], 4096);
+    assert!(cqe.status().is_success());
+    data
+}
+
+#[test]
+fn d38_a_static_controller_has_one_host_at_a_time() {
+    let rig = Rig::new();
+    let subsystem = fixed(&rig);
+    for wrong in [CNTLID_DYNAMIC, 0, 2, 1024, 0xffef, 0xfff0] {
+        assert_eq!(refused(&rig, HOSTNQN, wrong), cntlid_is_wrong(), "{wrong:#x}");
+    }
+    let (mut five, cntlid) = admitted(&rig, HOSTNQN, 5);
+    assert_eq!(cntlid, 5);
+    five.enable();
+    assert_eq!(refused(&rig, OTHER, 5), BUSY);
+    assert_eq!(refused(&rig, HOSTNQN, 5), BUSY, "nor twice by the same host");
+    let (mut one, cntlid) = admitted(&rig, OTHER, CNTLID_ANY_STATIC);
+    assert_eq!(cntlid, 1);
+    assert_eq!(refused(&rig, OTHER, CNTLID_ANY_STATIC), BUSY);
+    assert_eq!(rig.target.rejections().count(Reason::ConnectBusy), 3);
+    // An I/O queue names its controller.
+    for wrong in [CNTLID_ANY_STATIC, CNTLID_DYNAMIC, 1] {
+        let (_, cqe) = connect(&rig, HOSTNQN, Connect { qid: 1, ..ADMIN }, wrong);
+        assert_eq!((cqe.status(), cqe.dw0), cntlid_is_wrong(), "{wrong:#x}");
+    }
+    let (_, cqe) = connect(&rig, HOSTNQN, Connect { qid: 3, ..ADMIN }, 5);
+    let range = (Status::CONNECT_INVALID_PARAMETERS.dnr(), invalid_parameter(false, 42));
+    assert_eq!((cqe.status(), cqe.dw0), range, "it was declared with two");
+    let (mut io, cqe) = connect(&rig, HOSTNQN, Connect { qid: 2, ..ADMIN }, 5);
+    assert!(cqe.status().is_success());
+    assert!(io.write(0, &pattern(3, 4096)).status().is_success());
+    let writes = |cntlid| {
+        let counted = rig.target.stats(rig.addr, subsystem.nqn(), Some(cntlid)).unwrap();
+        counted.of(engine::stats::Kind::Write).ops
+    };
+    assert_eq!((writes(5), writes(1)), (1, 0), "each is counted by itself");
+    // The host leaves, and another one has it.
+    drop((five, io));
+    let (_five, cntlid) = admitted(&rig, OTHER, 5);
+    assert_eq!(cntlid, 5);
+    one.enable();
+    others_live(&rig);
+}
+
+/// What lives on is what a Controller Level Reset leaves (Base 2.1, 3.1.1): nothing that the host has set.
+#[test]
+fn d46_an_association_begins_as_after_a_reset() {
+    let rig = Rig::new();
+    fixed(&rig);
+    let arbitration = |admin: &mut Host| admin.run(Sqe { opc: 10, cdw10: 1, ..Sqe::default() }, &[], 0).0.dw0;
+    for _ in 0..2 {
+        let (mut admin, _) = admitted(&rig, HOSTNQN, 5);
+        admin.enable();
+        assert_eq!(arbitration(&mut admin), 0);
+        let set = Sqe { opc: 9, cdw10: 1, cdw11: 0x0102_0304, ..Sqe::default() };
+        assert!(admin.run(set, &[], 0).0.status().is_success());
+        assert_eq!(arbitration(&mut admin), 0x0102_0304);
+    }
+}
+
+#[test]
+fn static_controllers_are_known_before_hosts_come() {
+    let rig = Rig::new();
+    fixed(&rig);
+    let (mut admin, _) = admitted(&rig, HOSTNQN, 5);
+    admin.enable();
+    assert_eq!(IdentifyController::read_from_bytes(&identify(&mut admin, 1)).unwrap().cntlid, 5);
+    assert_eq!(identify(&mut admin, 0x13)[..8], [2, 0, 1, 0, 5, 0, 0, 0], "1 has no association");
+    let mut discovery = Host::open(rig.addr, 0);
+    discovery.connect_admin(DISCOVERY_NQN, 0);
+    discovery.enable();
+    let len = size_of::<DiscoveryHeader>() + 3 * size_of::<DiscoveryEntry>();
+    let mut sqe = Sqe { opc: 2, nsid: 0xffff_ffff, ..Sqe::default() };
+    GetLogPage::new(LogId::Discovery, 0, len as u32).put(&mut sqe);
+    let (cqe, log) = discovery.run(sqe, &[], len);
+    assert!(cqe.status().is_success());
+    let (header, entries) = log.split_at(size_of::<DiscoveryHeader>());
+    assert_eq!(DiscoveryHeader::read_from_bytes(header).unwrap().numrec, 3);
+    let entries = entries.chunks(size_of::<DiscoveryEntry>());
+    let mut told: Vec<_> = entries
+        .map(|bytes| DiscoveryEntry::read_from_bytes(bytes).unwrap())
+        .map(|entry| (entry.cntlid, entry.subnqn.starts_with(FIXED.as_bytes())))
+        .collect();
+    told.sort_unstable();
+    assert_eq!(told, [(1, true), (5, true), (CNTLID_DYNAMIC, false)]);
+    let (_, cqe) = connect(&rig, HOSTNQN, ADMIN, CNTLID_DYNAMIC);
+    assert!(!cqe.status().is_success());
+    assert!(Host::open(rig.addr, 0).connect_admin(SUBNQN, 0) >= 1024, "dynamic ones are far from them");
+}
+
+#[test]
+fn a_static_controller_that_is_taken_away_takes_its_host_along() {
+    let rig = Rig::new();
+    let subsystem = fixed(&rig);
+    let nqn = subsystem.nqn();
+    assert!(rig.target.listen_static(rig.addr, &subsystem, Some(5), 1).is_err(), "it is there already");
+    let (mut five, _) = admitted(&rig, HOSTNQN, 5);
+    let (mut one, _) = admitted(&rig, OTHER, 1);
+    one.enable();
+    assert!(rig.target.set_access(rig.addr, nqn, Some(5), AccessState::Inaccessible));
+    assert!(!rig.target.set_access(rig.addr, nqn, Some(6), AccessState::Inaccessible));
+    assert!(rig.target.unlisten(rig.addr, nqn, Some(5)) && !rig.target.unlisten(rig.addr, nqn, Some(5)));
+    assert!(five.is_closed());
+    assert_eq!(refused(&rig, HOSTNQN, 5), cntlid_is_wrong());
+    assert!(identify(&mut one, 1).starts_with(&[0; 4]), "the other goes on");
+    // It may be declared again while the last association ends.
+    rig.target.listen_static(rig.addr, &subsystem, Some(5), 1).unwrap();
+    let (mut five, _) = admitted(&rig, HOSTNQN, 5);
+    five.enable();
+    assert!(rig.target.unlisten(rig.addr, nqn, Some(1)) && one.is_closed());
+    assert_eq!(identify(&mut five, 0x13)[..4], [1, 0, 5, 0]);
+}
