@@ -8,11 +8,13 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use smallvec::SmallVec;
 
 use super::sgl::Owner;
-use super::{Seg, Sgl, sigbus};
+use super::share::Counted;
+use super::{MapShare, Seg, Sgl, sigbus};
 
 /// A mapping of whole pages, unmapped when dropped.
 ///
@@ -27,6 +29,8 @@ pub struct Mapping {
     skip: usize,
     len: usize,
     watch: Option<sigbus::Watch>,
+    /// Whose share it is of.
+    _counted: Option<Counted>,
 }
 
 // SAFETY: the mapping is plain memory, reached by raw copies and atomics only, and unmapped once.
@@ -56,7 +60,7 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let base =
             unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
-        Ok(Mapping { base: base.cast(), mapped: len, skip: 0, len, watch: None })
+        Ok(Mapping { base: base.cast(), mapped: len, skip: 0, len, watch: None, _counted: None })
     }
 
     /// Asks the kernel for huge pages, where it gives them to who asks (transparent ones, nothing is reserved): a large
@@ -73,8 +77,33 @@ impl Mapping {
     ///
     /// # Errors
     /// Those of mmap(2) (EACCES when the descriptor's mode does not allow it, ENODEV for what is no memory);
-    /// `InvalidInput` for an empty range or one that wraps.
+    /// `InvalidInput` for an empty range or one that wraps; ENOSPC when no more maps can be watched.
     pub fn shared(file: &OwnedFd, offset: u64, len: usize, writable: bool) -> io::Result<Self> {
+        Self::watched(file, offset, len, writable, None)
+    }
+
+    /// As [`Mapping::shared`], for a client that may ask for as many as it likes.
+    ///
+    /// # Errors
+    /// As there; ENOSPC also when the client has its share.
+    pub fn of_client(
+        client: &MapShare,
+        file: &OwnedFd,
+        offset: u64,
+        len: usize,
+        writable: bool,
+    ) -> io::Result<Self> {
+        let counted = client.take().ok_or(Errno::ENOSPC)?;
+        Self::watched(file, offset, len, writable, Some(counted))
+    }
+
+    fn watched(
+        file: &OwnedFd,
+        offset: u64,
+        len: usize,
+        writable: bool,
+        counted: Option<Counted>,
+    ) -> io::Result<Self> {
         let page = page_size(file);
         let skip = offset % page;
         let start = i64::try_from(offset - skip).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -89,9 +118,9 @@ impl Mapping {
         let Some(watch) = sigbus::Watch::new(base, mapped) else {
             // SAFETY: mapped just above, and nothing refers to it.
             let _ = unsafe { munmap(base.cast(), mapped) };
-            return Err(io::Error::other("too many memory maps in this process"));
+            return Err(Errno::ENOSPC.into());
         };
-        Ok(Mapping { base, mapped, skip: skip as usize, len, watch: Some(watch) })
+        Ok(Mapping { base, mapped, skip: skip as usize, len, watch: Some(watch), _counted: counted })
     }
 
     /// A new memory file of `len` bytes (`memfd_create`), to be shared with a peer, and our mapping of it.

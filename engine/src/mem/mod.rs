@@ -8,10 +8,12 @@ mod buf;
 mod guest;
 mod mapping;
 mod sgl;
+mod share;
 mod sigbus;
 
 pub use buf::{Buf, pool_bytes};
 pub use guest::{Access, GuestMemory, MemError, Region, RegionId};
 pub use mapping::Mapping;
 pub use sgl::{Seg, Sgl};
+pub use share::MapShare;
 pub use sigbus::condemnations;

@@ -8,8 +8,10 @@ use std::ptr::NonNull;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Mappings that can be watched at one time, in the whole process.
-const SLOTS: usize = 16384;
+use super::share;
+
+/// Mappings that can be watched at one time, in the whole process: those of clients, and some of our own.
+const SLOTS: usize = share::ALL + 4096;
 
 /// A slot is never freed, so that the handler may look at any of them at any time.
 struct Slot {

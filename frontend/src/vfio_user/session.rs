@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::Task;
-use engine::mem::{Mapping, Region};
+use engine::mem::{MapShare, Mapping, Region};
 use engine::ring::Fd;
 use nix::errno::Errno;
 use zerocopy::IntoBytes;
@@ -60,6 +60,8 @@ pub(super) struct Session<'a> {
     takes_fds: Cell<bool>,
     rejections: &'a Rejections,
     maps: RefCell<Vec<Arc<Region>>>,
+    /// Of what the process can map.
+    share: MapShare,
 }
 
 impl<'a> Session<'a> {
@@ -72,6 +74,7 @@ impl<'a> Session<'a> {
             takes_fds: Cell::new(true),
             rejections,
             maps: RefCell::default(),
+            share: MapShare::default(),
         }
     }
 
@@ -230,9 +233,9 @@ impl<'a> Session<'a> {
         let region = match fds.pop() {
             None => make(None)?,
             Some(fd) => {
-                mapper::run(&self.function.shard, move || mapping(&map, fd).and_then(|m| make(Some(m))))
-                    .await
-                    .unwrap_or(Err(Errno::EIO))?
+                let share = self.share.clone();
+                let map = move || mapping(&share, &map, fd).and_then(|m| make(Some(m)));
+                mapper::run(&self.function.shard, map).await.unwrap_or(Err(Errno::EIO))?
             }
         };
         if !self.function.add_region(region.clone()) {
@@ -433,7 +436,7 @@ fn space(index: u32) -> Option<Space> {
 
 /// Maps the file that came with a DMA_MAP. A file that ends before its mapping is refused here; one that is truncated
 /// later is the engine's matter.
-fn mapping(map: &DmaMap, fd: OwnedFd) -> Result<Mapping, Errno> {
+fn mapping(share: &MapShare, map: &DmaMap, fd: OwnedFd) -> Result<Mapping, Errno> {
     let errno = |e: std::io::Error| e.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw);
     let len = usize::try_from(map.size).map_err(|_| Errno::EINVAL)?;
     let file = File::from(fd);
@@ -442,5 +445,5 @@ fn mapping(map: &DmaMap, fd: OwnedFd) -> Result<Mapping, Errno> {
     if !metadata.is_file() || metadata.len() < end {
         return Err(Errno::EINVAL);
     }
-    Mapping::shared(&OwnedFd::from(file), map.offset, len, map.writable).map_err(errno)
+    Mapping::of_client(share, &OwnedFd::from(file), map.offset, len, map.writable).map_err(errno)
 }
