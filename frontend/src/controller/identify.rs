@@ -3,7 +3,7 @@
 
 use nvme_proto::identify::{
     Anacap, Cmic, Cns, CommandSet, CommandSetVector, ControllerList, ControllerType, Ctratt, Dlfeat,
-    EntrySizes, Frmw, Fuses, IDENTIFY_LEN, IdentifyCdw10, IdentifyCdw11, IdentifyController,
+    EntrySizes, Fcatt, Frmw, Fuses, IDENTIFY_LEN, IdentifyCdw10, IdentifyCdw11, IdentifyController,
     IdentifyNamespace, IndependentNamespace, LbaFormat, Lpa, NSID_ALL, NSID_MAX, NamespaceIdDescriptor,
     NamespaceIdType, Nmic, Nsfeat, NvmIdentifyController, NvmIdentifyNamespace, Oacs, Oaes, Ofcs, Oncs, Sgls,
     Vwc, ascii,
@@ -198,6 +198,7 @@ impl Controller {
             id.ioccsz = self.config.ioccsz;
             id.iorcsz = 1;
             id.msdbd = 1;
+            id.fcatt = Fcatt::new().with_static_controllers(self.config.cntlid.is_some());
             id.ofcs = Ofcs::new().with_disconnect(!discovery);
         }
         if discovery {

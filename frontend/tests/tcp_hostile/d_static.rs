@@ -128,7 +128,8 @@ fn static_controllers_are_known_before_hosts_come() {
     fixed(&rig);
     let (mut admin, _) = admitted(&rig, HOSTNQN, 5);
     admin.enable();
-    assert_eq!(IdentifyController::read_from_bytes(&identify(&mut admin, 1)).unwrap().cntlid, 5);
+    let id = IdentifyController::read_from_bytes(&identify(&mut admin, 1)).unwrap();
+    assert!(id.cntlid == 5 && id.fcatt.static_controllers());
     assert_eq!(identify(&mut admin, 0x13)[..8], [2, 0, 1, 0, 5, 0, 0, 0], "1 has no association");
     let mut discovery = Host::open(rig.addr, 0);
     discovery.connect_admin(DISCOVERY_NQN, 0);
