@@ -307,11 +307,16 @@ fn g74_doorbells_that_make_no_sense_are_events() {
         let mut c = rig.host();
         let mut q = c.create(1, 16);
         let mut admin = std::mem::replace(&mut c.admin, client::none());
-        let aer = c.submit(&mut admin, Sqe { opc: 0x0c, ..Sqe::default() });
-        c.ring(1, false, 16);
-        let cqe = c.wait(&mut admin);
-        assert_eq!((cqe.cid, cqe.dw0 & 0xffff), (aer, 0x0100), "Invalid Doorbell Write Value");
-        c.ring(1, false, 0);
+        // The tail, and the head of a completion queue that is empty.
+        for completion in [false, true] {
+            let aer = c.submit(&mut admin, Sqe { opc: 0x0c, ..Sqe::default() });
+            c.ring(1, completion, 16);
+            let cqe = c.wait(&mut admin);
+            assert_eq!((cqe.cid, cqe.dw0 & 0xffff), (aer, 0x0100), "Invalid Doorbell Write Value");
+            c.ring(1, completion, 0);
+            let log = Sqe { opc: 2, cdw10: 15 << 16 | 1, dptr: [DATA, 0], ..Sqe::default() };
+            assert!(c.run(&mut admin, log).status().is_success(), "read, so the next is told");
+        }
         c.admin = admin;
         assert!(c.run(&mut q, rw(true, 0, 1, DATA, 0)).status().is_success());
     }

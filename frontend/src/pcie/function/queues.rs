@@ -136,6 +136,13 @@ impl Function {
         self.cq(0).is_some_and(|cq| cq.has_waiting() && cq.has_moved(&self.memory.borrow(), &self.bells))
     }
 
+    /// Nobody tells of a mapped doorbell, and a completion queue with room is not asked for its head: whether a host
+    /// has written one that makes no sense. Where completions wait, [`Function::drain_completions`] looks.
+    fn has_invalid_head(&self) -> bool {
+        let (memory, cqs) = (self.memory.borrow(), self.cqs.borrow());
+        cqs.values().filter(|cq| !cq.has_waiting()).any(|cq| cq.look(&memory, &self.bells).is_err())
+    }
+
     pub(super) fn fetch_all(self: &Rc<Self>) -> bool {
         let mut any = false;
         let mut at = 0;
@@ -188,6 +195,9 @@ impl Function {
 
 impl Poller for Function {
     fn poll(self: Rc<Self>) -> bool {
+        if self.event.get().is_some() {
+            self.note_end();
+        }
         self.check_memory();
         self.drain_completions();
         self.fetch_all()
@@ -209,7 +219,14 @@ impl Poller for Function {
         if !self.failed.get() && (fetchable() || self.can_drain()) {
             return Wake::Busy;
         }
-        if self.bells.is_silent() { Wake::Look } else { Wake::Event }
+        match self.bells.is_silent() {
+            true if self.has_invalid_head() => {
+                self.event.set(Some(ErrorInfo::InvalidDoorbellValue));
+                Wake::Busy
+            }
+            true => Wake::Look,
+            false => Wake::Event,
+        }
     }
 }
 
