@@ -74,7 +74,7 @@ async fn reflection_lists_every_service() {
         };
         let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
         let of = |package: &str| names.iter().filter(|name| name.starts_with(package)).count();
-        assert_eq!((of("opi_api."), of("isthmus.")), (10, 3), "{names:?}");
+        assert_eq!((of("opi_api."), of("isthmus.")), (10, 4), "{names:?}");
     })
     .await;
 }
