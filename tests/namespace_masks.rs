@@ -121,6 +121,38 @@ fn a_namespace_is_shown_to_whom_its_mask_names() {
     assert_eq!(Hosts::connect(&server, port).see(), [all.clone(), all.clone(), all]);
 }
 
+#[test]
+fn a_namespace_comes_under_open_controllers_behind_its_mask() {
+    let mut server = Server::start(&["--shards", "2"]);
+    let grpc = Grpc::connect(server.grpc());
+    let port = free_port();
+    grpc.subsystem("subsys0", NQN).unwrap();
+    grpc.tcp_controller("subsys0", "tcp0", port).unwrap();
+    grpc.pcie_controller("subsys0", "pcie0").unwrap();
+    let mut hosts = Hosts::connect(&server, port);
+    grpc.mask("mask2", mask(&[ALICE], &[])).unwrap();
+    grpc.aio_volume("file2", &server.aio_file("disk2", 1 << 20), 512).unwrap();
+    // Bob looks all the while.
+    let created = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let bob = &mut hosts.bob;
+        scope.spawn(|| {
+            while !created.load(Ordering::Relaxed) {
+                assert!(bob.namespaces().unwrap().is_empty());
+            }
+        });
+        let _created = Ends(&created);
+        grpc.namespace_at("subsys0", "name2", "file2", 2).unwrap();
+    });
+    assert_eq!(hosts.see(), [vec![2], vec![], vec![]]);
+    let mut queue = hosts.alice.io_queue(2).unwrap();
+    assert_eq!(command(&mut queue, WRITE), Status::SUCCESS);
+    drop((queue, hosts));
+    server.kill();
+    server.launch();
+    assert_eq!(Hosts::connect(&server, port).see(), [vec![2], vec![], vec![]]);
+}
+
 /// Ends the load, also when the test has failed.
 struct Ends<'a>(&'a AtomicBool);
 

@@ -38,6 +38,9 @@ impl Resource for NamespaceMask {
             return Err(invalid("namespace_mask", format!("more than {MOST} hosts and controllers")));
         }
         names::check(&self.namespace_name_ref).map_err(wrong(NAMESPACE))?;
+        if !is_namespace(&self.namespace_name_ref) {
+            return Err(invalid(NAMESPACE, "not the name of a namespace"));
+        }
         for (index, host) in self.hostnqns.iter().enumerate() {
             nqn::check(host).map_err(wrong(&format!("{HOSTS}[{index}]")))?;
         }
@@ -62,12 +65,16 @@ impl Resource for NamespaceMask {
         Some(Claim { what: NAMESPACE, value: self.namespace_name_ref.clone() })
     }
 
+    fn awaits(&self) -> Option<&str> {
+        Some(&self.namespace_name_ref)
+    }
+
     fn references(&self) -> Vec<(String, Kind, &str)> {
-        let namespace = (NAMESPACE.to_owned(), Kind::Namespace, self.namespace_name_ref.as_str());
+        let subsystem = (NAMESPACE.to_owned(), Kind::Subsystem, names::parent(&self.namespace_name_ref));
         let controllers = self.controller_name_refs.iter().enumerate();
         let controllers = controllers
             .map(|(index, name)| (format!("{CONTROLLERS}[{index}]"), Kind::Controller, name.as_str()));
-        std::iter::once(namespace).chain(controllers).collect()
+        std::iter::once(subsystem).chain(controllers).collect()
     }
 
     fn build(&mut self, site: &Site<'_>) -> Result<Option<Arc<dyn Volume>>, Status> {
@@ -75,10 +82,8 @@ impl Resource for NamespaceMask {
     }
 
     fn dismantle(&self, registry: &Registry, _name: &str) -> Result<(), Status> {
-        let namespace = registry.find(Kind::Namespace, &self.namespace_name_ref)?;
-        if !namespace.is_built() {
-            return Ok(());
-        }
+        let namespace = registry.entry(&self.namespace_name_ref);
+        let Some(namespace) = namespace.filter(|namespace| namespace.is_built()) else { return Ok(()) };
         let (subsystem, nsid) = place(&namespace)?;
         Ok(registry.plane().mask_namespace(subsystem, nsid, None)?)
     }
@@ -88,12 +93,16 @@ impl Resource for NamespaceMask {
     }
 }
 
-/// Shows the namespace to those whom the mask names, and to nobody else.
+/// Whether a name is one that namespaces have.
+fn is_namespace(name: &str) -> bool {
+    let (above, collections) =
+        (names::parent(name), [Kind::Subsystem, Kind::Namespace].map(Kind::collection));
+    let [subsystems, namespaces] = collections;
+    name == format!("{subsystems}/{}/{namespaces}/{}", names::id(above), names::id(name))
+}
+
+/// Shows the namespace to those whom the mask names, and to nobody else; one that is to come, when it does.
 fn show(registry: &Registry, mask: &NamespaceMask) -> Result<(), Status> {
-    let namespace = registry.find(Kind::Namespace, &mask.namespace_name_ref)?;
-    if !namespace.is_built() {
-        return Err(Status::failed_precondition(format!("{} is not available", namespace.name)));
-    }
     let mut viewers = Viewers { hosts: mask.hostnqns.clone(), controllers: Vec::new() };
     for (index, name) in mask.controller_name_refs.iter().enumerate() {
         let entry = registry.find(Kind::Controller, name)?;
@@ -106,6 +115,10 @@ fn show(registry: &Registry, mask: &NamespaceMask) -> Result<(), Status> {
         if entry.is_built() {
             viewers.controllers.push(names::id(name).to_owned());
         }
+    }
+    let Some(namespace) = registry.entry(&mask.namespace_name_ref) else { return Ok(()) };
+    if !namespace.is_built() {
+        return Err(Status::failed_precondition(format!("{} is not available", namespace.name)));
     }
     let (subsystem, nsid) = place(&namespace)?;
     Ok(registry.plane().mask_namespace(subsystem, nsid, Some(&viewers))?)

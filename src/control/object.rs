@@ -81,6 +81,11 @@ pub(crate) trait Resource: Declared {
         None
     }
 
+    /// An object that it is about and stands with, there already or to come.
+    fn awaits(&self) -> Option<&str> {
+        None
+    }
+
     /// Other objects that it needs: the field, what kind, and the resource name.
     fn references(&self) -> Vec<(String, Kind, &str)> {
         Vec::new()
@@ -274,6 +279,11 @@ impl Object {
     /// See [`Resource::volume_ref`].
     pub fn volume_ref(&self) -> Option<&str> {
         with_message!(self, message => message.volume_ref())
+    }
+
+    /// See [`Resource::awaits`].
+    pub fn awaits(&self) -> Option<&str> {
+        with_message!(self, message => message.awaits())
     }
 
     /// See [`Resource::references`].

@@ -58,7 +58,9 @@ impl Registry {
         for used in uses {
             match self.entry(used) {
                 Some(entry) => self.revive(&entry).map(drop)?,
-                None => self.create_remote_namespace(used)?,
+                None if is_remote_namespace(used) => self.create_remote_namespace(used)?,
+                // What it is about comes later.
+                None => {}
             }
         }
         let random = || vault::random().map(|bytes| uuid::Builder::from_random_bytes(bytes).into_uuid());
@@ -95,6 +97,7 @@ impl Registry {
         }
         self.write().insert(Arc::new(entry));
         tracing::info!(object = name, "created");
+        self.mask_again(name);
         Ok(object)
     }
 
@@ -119,9 +122,9 @@ impl Registry {
         Ok(revived)
     }
 
-    /// Carries out the masks of a namespace or controller that is there again: until then the one is hidden from all,
-    /// and the other sees nothing that only some see.
-    fn mask_again(&self, name: &str) {
+    /// Carries out the masks of a namespace that is there now, or again, or of such a controller: until then the one is
+    /// hidden from all, and the other sees nothing that only some see.
+    pub(super) fn mask_again(&self, name: &str) {
         let _one_after_the_other = self.masking.lock().unwrap_or_else(PoisonError::into_inner);
         for mask in self.users(name).into_iter().filter(|user| user.object.kind() == Kind::Mask) {
             let again = self.restore(&mask.name, mask.record.clone(), Instant::now()).map_err(internal);

@@ -30,6 +30,7 @@ impl Registry {
             }
             uses.push(volume);
         }
+        uses.extend(declared.awaits().map(str::to_owned));
         for (field, kind, name) in declared.references() {
             let missing = |status: Status| Status::not_found(format!("{field}: {}", status.message()));
             self.find(kind, name).map_err(missing)?;

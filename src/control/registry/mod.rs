@@ -121,6 +121,8 @@ impl Registry {
                 tracing::error!(object = name, "cannot be built again: {why}");
             }
             registry.write().insert(Arc::new(entry));
+            // One whose mask came before it.
+            registry.mask_again(&name);
         }
         registry.unmasked.clear();
         let all: Vec<String> = registry.read().keys().cloned().collect();

@@ -142,6 +142,52 @@ async fn a_mask_without_its_namespace_goes_quietly() {
 }
 
 #[tokio::test]
+async fn a_namespace_is_born_masked() {
+    let house = House::new();
+    house.plane.set_size("/file", 50);
+    house.aio("disk", "/file").await.unwrap();
+    house.subsystem("subsys").await.unwrap();
+    house.controller("ctrl", pcie()).await.unwrap();
+    house.log();
+    let created = house.mask("only", mask(&[], &[])).await.unwrap();
+    assert_eq!(house.mask("only", mask(&[], &[])).await.unwrap(), created);
+    house.show_others("only", mask(&[HOST], &[CTRL])).await.unwrap();
+    assert!(house.log().is_empty(), "there is nothing to hide");
+    let used = |name: &str| format!("{name} is in use by namespaceMasks/only");
+    let subsystem = "nvmeSubsystems/subsys";
+    refused(house.delete(Kind::Subsystem, subsystem).await, Code::FailedPrecondition, &used(subsystem));
+    refused(house.delete(Kind::Controller, CTRL).await, Code::FailedPrecondition, &used(CTRL));
+    // The mask outlives the process without its namespace, and then before it.
+    let house = house.restart(&[("/file", 50)]);
+    assert_eq!(house.log()[1..].len(), 2, "a subsystem and a controller");
+    let born = ["namespace subsys 1 50 hidden".to_owned(), format!("mask subsys 1 [\"{HOST}\"] [\"ctrl\"]")];
+    house.namespace("subsys", "disk", "disk").await.unwrap();
+    assert_eq!(house.log(), born);
+    let house = house.restart(&[("/file", 50)]);
+    assert_eq!(house.log()[3..], born);
+    refused(house.delete(Kind::Namespace, DISK).await, Code::FailedPrecondition, &used(DISK));
+    // A data plane that does not mask leaves it hidden, until the mask is declared again.
+    house.delete(Kind::Mask, "namespaceMasks/only").await.unwrap();
+    house.delete(Kind::Namespace, DISK).await.unwrap();
+    house.mask("only", mask(&[HOST], &[])).await.unwrap();
+    house.log();
+    house.plane.refuse.lock().unwrap().insert("mask".into());
+    house.namespace("subsys", "disk", "disk").await.unwrap();
+    assert_eq!(house.log()[0], born[0]);
+    house.plane.refuse.lock().unwrap().clear();
+    house.mask("only", mask(&[HOST], &[])).await.unwrap();
+    assert_eq!(house.log(), [format!("mask subsys 1 [\"{HOST}\"] []")]);
+    // One that is gone before its namespace comes leaves nothing.
+    house.delete(Kind::Mask, "namespaceMasks/only").await.unwrap();
+    house.delete(Kind::Namespace, DISK).await.unwrap();
+    house.mask("only", mask(&[HOST], &[])).await.unwrap();
+    house.delete(Kind::Mask, "namespaceMasks/only").await.unwrap();
+    house.log();
+    house.namespace("subsys", "disk", "disk").await.unwrap();
+    assert_eq!(house.log(), ["namespace subsys 1 50"]);
+}
+
+#[tokio::test]
 async fn what_fails_is_taken_back() {
     let house = House::with_disk().await;
     house.log();
@@ -185,15 +231,16 @@ async fn masks_are_refused_by_field() {
             "namespace_mask.namespace_name_ref: segment 2 is empty",
         ),
         (
-            on("nvmeSubsystems/subsys/nvmeNamespaces/none"),
+            on("nvmeSubsystems/none/nvmeNamespaces/disk"),
             Code::NotFound,
-            "namespace_mask.namespace_name_ref: unable to find key nvmeSubsystems/subsys/nvmeNamespaces/none",
+            "namespace_mask.namespace_name_ref: unable to find key nvmeSubsystems/none",
         ),
         (
             on("volumes/disk"),
-            Code::NotFound,
-            "namespace_mask.namespace_name_ref: unable to find key volumes/disk",
+            Code::InvalidArgument,
+            "namespace_mask.namespace_name_ref: not the name of a namespace",
         ),
+        (on(CTRL), Code::InvalidArgument, "namespace_mask.namespace_name_ref: not the name of a namespace"),
         (
             mask(&[HOST, "bad"], &[]),
             Code::InvalidArgument,
