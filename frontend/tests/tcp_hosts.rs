@@ -3,13 +3,14 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, namespace, pattern, rw};
 use frontend::Viewer;
 use frontend::tcp::Reason;
 use nvme_proto::dptr::SglDescriptor;
-use nvme_proto::fabrics::{Cattr, Connect, SubsystemType};
+use nvme_proto::fabrics::{Cattr, Connect, Property, SubsystemType};
 use nvme_proto::log::{DiscoveryEntry, DiscoveryHeader, GetLogPage, LogId};
 use nvme_proto::nqn::DISCOVERY_NQN;
 use nvme_proto::register::offset;
@@ -179,6 +180,81 @@ fn a_namespace_is_shown_to_some() {
     drop(rig.subsystem.remove_namespace(2).unwrap());
     told_nothing(&rig, &mut mine);
     told_nothing(&rig, &mut theirs);
+}
+
+/// The namespaces that changed since the host looked last; looking ends the notice.
+fn changed(admin: &mut Host) -> Vec<u32> {
+    let list = log_page(admin, LogId::ChangedNamespaces, 0, 4096);
+    let ids = list.chunks(4).map(|id| u32::from_le_bytes(id.try_into().unwrap()));
+    ids.take_while(|id| *id != 0).collect()
+}
+
+#[test]
+fn changes_of_many_namespaces_are_told_once() {
+    let rig = Rig::new();
+    let mut host = admin(&rig, SUBNQN, HOSTNQN).0;
+    // Until the host looks, one notice stands for all.
+    for nsid in 2..=256 {
+        rig.subsystem.add_namespace(namespace(nsid, 512, 4096)).unwrap();
+    }
+    told(&mut host, NAMESPACES_CHANGED);
+    listen(&mut host);
+    told_nothing(&rig, &mut host);
+    assert!(changed(&mut host).into_iter().eq(2..=256));
+    told_nothing(&rig, &mut host);
+    for nsid in (2..=256).step_by(9) {
+        drop(rig.subsystem.remove_namespace(nsid).unwrap());
+        told(&mut host, NAMESPACES_CHANGED);
+        assert_eq!(changed(&mut host), [nsid]);
+        listen(&mut host);
+        told_nothing(&rig, &mut host);
+    }
+    // They come and go while the host looks: each change is on a page that was read after its notice.
+    let mut seen = BTreeSet::new();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for nsid in 3..=10 {
+                drop(rig.subsystem.remove_namespace(nsid).unwrap());
+                rig.subsystem.add_namespace(namespace(nsid, 512, 8192)).unwrap();
+            }
+            over.store(true, Ordering::Release);
+        });
+        while !over.load(Ordering::Acquire) {
+            seen.extend(look(&mut host));
+        }
+    });
+    for shard in rig.shards.handles() {
+        shard.call(|_| ());
+    }
+    seen.extend(look(&mut host));
+    assert!(seen.into_iter().eq(3..=10));
+    told_nothing(&rig, &mut host);
+}
+
+/// What changed, if the host was told that something did.
+fn look(host: &mut Host) -> Vec<u32> {
+    let mut sqe = Property { offset: offset::CSTS, size: 0, value: 0 }.get(7);
+    sqe.cid = 7;
+    let capsule = host.capsule(sqe, &[]);
+    host.send(&capsule);
+    let mut notices = 0;
+    loop {
+        let cqe = host.complete(&[]).0;
+        if cqe.cid == 7 {
+            break;
+        }
+        assert_eq!((cqe.cid, cqe.dw0), (999, NAMESPACES_CHANGED));
+        notices += 1;
+    }
+    assert!(notices <= 1);
+    if notices == 0 {
+        return Vec::new();
+    }
+    let changed = changed(host);
+    assert!(!changed.is_empty(), "told of nothing");
+    listen(host);
+    changed
 }
 
 #[test]

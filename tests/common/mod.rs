@@ -8,8 +8,10 @@ pub mod opi;
 pub mod server;
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+
+use tokio::net::TcpSocket;
 
 /// A file or directory of the real peers that `cargo xtask` fetched, or `None` after saying that this test is skipped.
 pub fn peer(name: &str) -> Option<PathBuf> {
@@ -69,8 +71,12 @@ impl Random {
 
 /// A loopback TCP port that nobody listens on now.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
-    listener.local_addr().unwrap().port()
+    // It does not listen: a process that another test starts at this moment has a copy of the socket for a while, and
+    // who connects to that is reset.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    socket.local_addr().unwrap().port()
 }
 
 /// The last lines of a log, for the message of a failed test.

@@ -65,7 +65,7 @@ pub fn subsystem(shards: &Shards, nqn: &str) -> Arc<Subsystem> {
         nqn: Nqn::new(nqn).unwrap(),
         serial: "TEST0001".into(),
         model: "Test disk".into(),
-        max_namespaces: 32,
+        max_namespaces: 256,
         allowed_hosts: Vec::new(),
     };
     Subsystem::new(config, shards.handles()).unwrap()

@@ -39,6 +39,8 @@ struct Run<'a> {
     mapped: bool,
     /// Completions are left where they are.
     lazy: bool,
+    /// In the end it resets its controller and begins anew, where others just leave.
+    stays: bool,
 }
 
 impl Subject for Guest {
@@ -123,14 +125,28 @@ impl<'a> Run<'a> {
         }
         assert!(house.enable(&mut client, trace));
         let pairs = (0..QUEUES).map(|_| None).collect();
-        let (wild, condemned, mapped, lazy) = (false, false, true, false);
-        let mut run = Run { on, trace, client, doorbells, controller, pairs, wild, condemned, mapped, lazy };
+        let mut run = Run {
+            on,
+            trace,
+            client,
+            doorbells,
+            controller,
+            pairs,
+            wild: false,
+            condemned: false,
+            mapped: true,
+            lazy: false,
+            stays: false,
+        };
         run.pairs[0] = Some(Pair::new(0, 16, 16));
-        for qid in 1..=2 {
-            let entries = r.pick(&[16u32, 16, 2, 5, 64]);
-            let cq_entries = r.pick(&[entries, entries, 2, 3, 64]);
-            run.make_queue(qid, entries, cq_entries);
-        }
+        let pairs: Vec<_> = (1..=2)
+            .map(|qid| {
+                let entries = r.pick(&[16u32, 16, 2, 5, 64]);
+                (qid, entries, r.pick(&[entries, entries, 2, 3, 64]))
+            })
+            .collect();
+        run.make_queues(&pairs);
+        run.stays = r.rarely(2);
         run
     }
 
@@ -138,19 +154,25 @@ impl<'a> Run<'a> {
         self.client
     }
 
-    fn make_queue(&mut self, qid: u16, entries: u32, cq_entries: u32) {
-        if let Some(sgl) = self.client.ram.sgl(base(qid) as usize, 0x2000) {
-            sgl.zero(0, 0x2000);
+    /// Makes queue pairs: their identifiers, and the entries of their submission and completion queues.
+    fn make_queues(&mut self, all: &[(u16, u32, u32)]) {
+        let commands: Vec<_> = all.iter().map(|&(qid, sq, cq)| House::create(qid, sq, cq)).collect();
+        let mut made = vec![true; all.len()];
+        for &(qid, ..) in all {
+            if let Some(sgl) = self.client.ram.sgl(base(qid) as usize, 0x2000) {
+                sgl.zero(0, 0x2000);
+            }
         }
-        let mut made = true;
-        for sqe in House::create(qid, entries, cq_entries) {
-            let has_room = self.pairs[0].as_ref().is_some_and(Pair::has_room);
-            made &= has_room && self.submit(0, sqe);
+        // Completion queues first: what a submission queue names is there when it is made.
+        for step in 0..2 {
+            for (at, sqes) in commands.iter().enumerate() {
+                made[at] &= self.place(0, sqes[step]);
+            }
+            self.tell(0);
+            self.reap(0);
         }
-        self.on.house.exchange(&mut self.client, self.trace);
-        self.reap(0);
-        if made {
-            self.pairs[usize::from(qid)] = Some(Pair::new(qid, entries, cq_entries));
+        for (&(qid, sq, cq), _) in all.iter().zip(made).filter(|(_, made)| *made) {
+            self.pairs[usize::from(qid)] = Some(Pair::new(qid, sq, cq));
         }
     }
 
@@ -287,7 +309,7 @@ impl<'a> Run<'a> {
             28 => {
                 let (qid, entries) = (1 + r.below(usize::from(QUEUES) - 1) as u16, r.pick(&[16u32, 3, 64]));
                 if self.pairs[usize::from(qid)].is_none() {
-                    self.make_queue(qid, entries, r.pick(&[entries, 2, 4]));
+                    self.make_queues(&[(qid, entries, r.pick(&[entries, 2, 4]))]);
                 }
             }
             _ => {
@@ -553,7 +575,7 @@ impl<'a> Run<'a> {
             assert!(waits <= pair.patient, "{waits} commands are never answered: {pair:?}");
         }
         self.client.check_memory();
-        if self.condemned || self.client.ended || !self.wild {
+        if self.condemned || self.client.ended || !self.wild || !self.stays {
             return;
         }
         let (house, trace) = (&self.on.house, &mut *self.trace);
