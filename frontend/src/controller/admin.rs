@@ -15,9 +15,6 @@ impl Controller {
         if !self.is_ready() {
             return Status::COMMAND_SEQUENCE_ERROR.dnr().into();
         }
-        if sqe.flags.fuse() != 0 {
-            return Status::INVALID_FIELD.dnr().into();
-        }
         if self.is_withheld(sqe) {
             return INACCESSIBLE.into();
         }

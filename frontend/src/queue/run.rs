@@ -38,6 +38,10 @@ impl From<Reply> for End {
 impl<T: Transport> Queue<T> {
     /// Finds who executes a command that was just fetched.
     pub(super) fn dispatch(self: &Rc<Self>, ticket: Ticket, sqe: Sqe) {
+        // Admin commands are never fused, whether the transport or the controller would execute them.
+        if self.qid == 0 && sqe.flags.fuse() != 0 {
+            return self.end(ticket, Status::INVALID_FIELD.dnr().into());
+        }
         let intercepted = match self.qid == 0 || T::INTERCEPTS_IO {
             true => {
                 self.with_command(ticket, |c, _| self.transport.intercept(self, ticket, &sqe, c)).flatten()

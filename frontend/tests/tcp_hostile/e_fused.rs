@@ -8,10 +8,13 @@ use backend::ram::RamVolume;
 use frontend::Namespace;
 use middleend::fault::{Effect, FaultVolume, Faults, Kind, Rule};
 use nvme_proto::dptr::SglDescriptor;
+use nvme_proto::fabrics::{Cattr, Connect, Property};
+use nvme_proto::register::offset;
 use nvme_proto::tcp::{CapsuleResp, PduType, R2t};
+use nvme_proto::zerocopy::IntoBytes;
 use nvme_proto::{Cqe, Sqe, Status};
 
-use super::common::{Host, Rig, rw};
+use super::common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, rw};
 use super::others_live;
 
 const LEN: usize = 512;
@@ -109,6 +112,13 @@ fn e27_pairs_that_are_none() {
     assert_eq!(run(&mut io, &[(again, z), (first, z), (second, z)]), [MISSING, ok, ok]);
     let third = Sqe { cid: 4, ..second };
     assert_eq!(run(&mut io, &[(first, z), (second, z), (third, z)]), [ok, ok, MISSING]);
+    // One between them that the transport itself refuses splits them too.
+    let without_sgl = io.capsule(Sqe { cid: 3, ..rw(2, 0, LEN) }, &[]);
+    let bytes = [capsule(&io, first, z), without_sgl, capsule(&io, second, z)].concat();
+    io.send(&bytes);
+    let mut ended = [(); 3].map(|()| io.complete(&[]).0).map(|cqe| (cqe.cid, cqe.status()));
+    ended.sort_unstable_by_key(|(cid, _)| *cid);
+    assert_eq!(ended, [(1, MISSING), (2, MISSING), (3, invalid)]);
     // 11b, alone and in a pair.
     let reserved = with(5, 3, 5, 7);
     assert_eq!(run(&mut io, &[(reserved, z)]), [invalid]);
@@ -156,6 +166,13 @@ fn e27_pairs_that_are_none() {
         let mut sqe = Sqe { opc: 6, cdw10: 1, ..Sqe::default() };
         sqe.flags = sqe.flags.with_fuse(fuse);
         assert_eq!(admin.run(sqe, &[], 4096).0.status(), invalid, "an admin command");
+        let mut sqe = Property { offset: offset::CSTS, size: 0, value: 0 }.get(0);
+        sqe.flags = sqe.flags.with_fuse(fuse);
+        assert_eq!(admin.run(sqe, &[], 0).0.status(), invalid, "a fabrics command");
+        let mut sqe = Connect { recfmt: 0, qid: 0, sqsize_z: 31, cattr: Cattr::new(), kato: 0 }.to_sqe(0);
+        sqe.flags = sqe.flags.with_fuse(fuse);
+        let data = connect_data(SUBNQN, HOSTNQN, 0xffff);
+        assert_eq!(Host::open(rig.addr, 0).run(sqe, data.as_bytes(), 0).0.status(), invalid, "Connect");
     }
     // The first, and then nothing any more.
     for _ in 0..20 {

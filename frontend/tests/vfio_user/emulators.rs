@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use frontend::{Doorbells, Namespace};
+use nvme_proto::command::SqeFlags;
 use nvme_proto::feature::FeatureId as Fid;
 use nvme_proto::log::{GetLogPage, LogId};
 use nvme_proto::register::offset;
@@ -55,6 +56,39 @@ fn ranges_at_every_edge() {
                 _ => Status::LBA_OUT_OF_RANGE.dnr(),
             };
             assert_eq!(status, want, "{opc:#x} {slba:#x} {nlb_z:#x}");
+        }
+    }
+    neighbour.is_well();
+}
+
+/// SGLs of admin commands and fused admin commands are refused; metadata pointers mean nothing where there is no metadata,
+/// and protection information is refused (B.24, E.27, E.62).
+#[test]
+fn e62_what_a_command_may_not_ask_for() {
+    let rig = Rig::new("e62", Doorbells::Trapped);
+    let mut neighbour = rig.neighbour();
+    let mut c = rig.host();
+    let mut q = c.create(1, 16);
+    let invalid = Status::INVALID_FIELD.dnr();
+    let identify = Sqe { opc: 6, cdw10: 1, dptr: [DATA, 0], ..Sqe::default() };
+    for opc in [0, 1, 2, 4, 5, 6, 9, 0xa] {
+        for flags in [1u8, 2, 3].map(|psdt| SqeFlags::new().with_psdt(psdt)) {
+            assert_eq!(c.admin(Sqe { opc, flags, ..identify }).status(), invalid, "{opc:#x} {flags:?}");
+        }
+        for flags in [1u8, 2, 3].map(|fuse| SqeFlags::new().with_fuse(fuse)) {
+            assert_eq!(c.admin(Sqe { opc, flags, ..identify }).status(), invalid, "{opc:#x} {flags:?}");
+        }
+    }
+    let flags = SqeFlags::new().with_psdt(3);
+    assert_eq!(c.run(&mut q, Sqe { flags, ..rw(false, 0, 1, DATA, 0) }).status(), invalid);
+    for mptr in [1, 0xfebd_0000, u64::MAX] {
+        for write in [true, false] {
+            let sqe = Sqe { mptr, cdw14: u32::MAX, cdw15: u32::MAX, ..rw(write, 0, 1, DATA, 0) };
+            assert_eq!(c.run(&mut q, sqe).status(), Status::SUCCESS);
+            for prinfo in 26..30 {
+                let sqe = Sqe { cdw12: 1 << prinfo, ..sqe };
+                assert_eq!(c.run(&mut q, sqe).status(), invalid, "{prinfo}");
+            }
         }
     }
     neighbour.is_well();
