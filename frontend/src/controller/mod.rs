@@ -17,6 +17,8 @@ mod log;
 mod register;
 mod reservation;
 mod shared;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

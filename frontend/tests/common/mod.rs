@@ -3,7 +3,7 @@
 
 pub mod stall;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -292,10 +292,12 @@ impl Host {
         self.run(rw(2, slba, len), &[], len)
     }
 
-    /// Whether the target has closed the connection, after what it still had to say.
+    /// Whether the target has closed the connection, after what it still had to say. One that says nothing any more
+    /// and stays is not closed.
     pub fn is_closed(&mut self) -> bool {
         while self.receive().is_some() {}
-        true
+        let again = self.stream.read(&mut [0]);
+        !again.is_err_and(|e| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
     }
 }
 
@@ -349,6 +351,7 @@ impl Host {
                 found = Some(Terminated { fes: term.fes.0, fei });
             }
         }
+        assert!(self.is_closed(), "the connection stays");
         found.expect("no C2HTermReq")
     }
 }

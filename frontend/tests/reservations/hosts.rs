@@ -133,7 +133,7 @@ impl Actor {
                 let second = if write.len().max(read) > 8192 { DATA + 0x20000 } else { PAGE + 4096 };
                 sqe.dptr = [PAGE, second];
                 let status = client.run(queue, sqe).status();
-                (status.code(), client.get(PAGE, read))
+                (said(status), client.get(PAGE, read))
             }
         }
     }
@@ -165,20 +165,20 @@ impl Actor {
                 (cids, [client.wait(queue), client.wait(queue)])
             }
         };
-        cids.map(|cid| ends.iter().find(|end| end.cid == cid).expect("both end").status().code())
+        cids.map(|cid| said(ends.iter().find(|end| end.cid == cid).expect("both end").status()))
     }
 
     pub fn admin(&mut self, mut sqe: Sqe, write: &[u8], read: usize) -> (Status, u32, Vec<u8>) {
         match self {
             Actor::Tcp(admin, _) => {
                 let (cqe, data) = admin.run(sqe, write, read);
-                (cqe.status().code(), cqe.dw0, data)
+                (said(cqe.status()), cqe.dw0, data)
             }
             Actor::Pcie(client, _) => {
                 client.put(PAGE, write);
                 sqe.dptr = [PAGE, PAGE + 4096];
                 let cqe = client.admin(sqe);
-                (cqe.status().code(), cqe.dw0, client.get(PAGE, read))
+                (said(cqe.status()), cqe.dw0, client.get(PAGE, read))
             }
         }
     }
@@ -224,7 +224,15 @@ impl Actor {
 }
 
 fn answer((cqe, data): (nvme_proto::Cqe, Vec<u8>)) -> (Status, Vec<u8>) {
-    (cqe.status().code(), data)
+    (said(cqe.status()), data)
+}
+
+/// What a status says. Who conflicts, or asks for what is not, is told not to try again (DNR).
+fn said(status: Status) -> Status {
+    let code = status.code();
+    let for_good = [Status::RESERVATION_CONFLICT, Status::INVALID_FIELD].contains(&code);
+    assert!(!for_good || status == code.dnr(), "{status:?} may be tried again");
+    code
 }
 
 /// What a report says, read by offsets.

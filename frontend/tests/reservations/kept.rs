@@ -99,6 +99,28 @@ fn what_persists_is_there_after_a_restart() {
     assert_eq!((report.rtype, report.ptpls, report.registrants.len()), (0, 0, 0));
 }
 
+/// As many registrants as there may be, with keys of their own choice, are there again; one more is not.
+#[test]
+fn e58_as_many_registrants_as_fit_are_kept() {
+    let disk = disk();
+    let before = {
+        let rig = rig("resv-kept-many", &disk);
+        let mut host = rig.pcie();
+        for id in 1..=128 {
+            assert_eq!(host.identify_as(&[id; 16]), SUCCESS);
+            assert_eq!(host.register(SET, 0, u64::MAX - u64::from(id)), SUCCESS);
+        }
+        host.report()
+    };
+    assert_eq!(before.registrants.len(), 128);
+    let rig = rig("resv-kept-many", &disk);
+    let mut host = rig.pcie();
+    assert_eq!(host.identify_as(&[200; 16]), SUCCESS);
+    assert_eq!(host.register(SET, 0, 1), Status::INTERNAL_ERROR);
+    assert_eq!(host.report().registrants.len(), 128);
+    assert_eq!((host.identify_as(&[128; 16]), host.register(1, u64::MAX - 128, 0)), (SUCCESS, SUCCESS));
+}
+
 #[test]
 fn what_cannot_be_stored_did_not_happen() {
     let disk = disk();

@@ -149,7 +149,15 @@ fn e53_every_log_page() {
         ] {
             assert_eq!(status(admin, wrong), invalid, "{lid:#x}: {wrong:?}");
         }
-        // LSP and LSI mean nothing to most; RAE is harmless, again and again.
+        // LSP and LSI mean something to some, and are no reason to fail.
+        for lsp in 0..0x80u32 {
+            for lsi in [0, lsp, 0xffff] {
+                let got =
+                    status(admin, Sqe { cdw10: sqe.cdw10 | lsp << 8, cdw11: sqe.cdw11 | lsi << 16, ..sqe });
+                assert!([Status::SUCCESS, invalid].contains(&got), "{lid:#x} {lsp:#x} {lsi:#x}: {got:?}");
+            }
+        }
+        // RAE is harmless, again and again.
         for _ in 0..3 {
             let sqe = Sqe { cdw10: sqe.cdw10 | 0x80 << 8, nsid: u32::MAX, ..sqe };
             assert_eq!(status(admin, sqe), Status::SUCCESS);

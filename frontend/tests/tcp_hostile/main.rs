@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod a_framing;
+mod a_stream;
 mod b_sgl;
 mod c_r2t;
 #[path = "../common/mod.rs"]
 mod common;
 mod d_connect;
+mod d_names;
 mod d_static;
 mod e_commands;
 mod e_controller;

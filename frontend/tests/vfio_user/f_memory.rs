@@ -3,7 +3,9 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,9 @@ use frontend::vfio_user::Reject;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::SignalFd;
+use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use nvme_proto::Status;
 
 use crate::client::{DATA, RAM, command, event, longs, rw, words};
@@ -94,13 +99,43 @@ fn f65_descriptors() {
     let read_only: OwnedFd = std::fs::File::open("/proc/self/exe").unwrap().into();
     let zero: OwnedFd = std::fs::File::open("/dev/zero").unwrap().into();
     let directory: OwnedFd = std::fs::File::open("/").unwrap().into();
-    let (pipe, _other) = nix::unistd::pipe().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(4096).unwrap();
+    let open = |path: &Path, flags| -> OwnedFd {
+        std::fs::File::options().write(true).custom_flags(flags).open(path).unwrap().into()
+    };
+    let null = open(Path::new("/dev/null"), 0);
+    let [write_only, path] = [0, nix::libc::O_PATH].map(|flags| open(file.path(), flags));
+    let (pipe, other) = nix::unistd::pipe().unwrap();
     let (socket, _peer) = UnixStream::pair().unwrap();
-    for fd in
-        [read_only.as_fd(), zero.as_fd(), directory.as_fd(), pipe.as_fd(), socket.as_fd(), event().as_fd()]
-    {
-        assert_ne!(c.ask(command::DMA_MAP, &dma_map(3, 0, 0, 4096), &[fd]).errno, 0);
+    let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC).unwrap();
+    let signals = SignalFd::new(&SigSet::empty()).unwrap();
+    let kinds = [
+        read_only.as_fd(),
+        zero.as_fd(),
+        directory.as_fd(),
+        null.as_fd(),
+        path.as_fd(),
+        write_only.as_fd(),
+        pipe.as_fd(),
+        other.as_fd(),
+        socket.as_fd(),
+        listening.as_fd(),
+        timer.as_fd(),
+        signals.as_fd(),
+    ];
+    for (i, fd) in kinds.into_iter().enumerate() {
+        // Neither memory nor an event.
+        for flags in if i == 0 { 2..4 } else { 1..4 } {
+            assert_ne!(c.ask(command::DMA_MAP, &dma_map(flags, 0, 0, 4096), &[fd]).errno, 0, "{i}");
+        }
+        for index in [0, 2] {
+            assert_ne!(c.ask(command::SET_IRQS, &words(&[20, 4 | 32, index, 0, 1]), &[fd]).errno, 0, "{i}");
+        }
     }
+    assert_ne!(c.ask(command::DMA_MAP, &dma_map(3, 0, 0, 8), &[event().as_fd()]).errno, 0);
+    neighbour.is_well();
     assert_ne!(c.ask(command::DMA_MAP, &dma_map(3, 0, 0, 8192), &[odd.as_fd()]).errno, 0, "it is shorter");
     assert_ne!(c.ask(command::DMA_MAP, &dma_map(3, 4096, 0, 1), &[odd.as_fd()]).errno, 0);
     // A file that may only be read is memory that may only be read.

@@ -13,6 +13,7 @@ mod fused;
 mod fuzz;
 mod g_limits;
 mod g_lists;
+mod g_pairs;
 mod g_queues;
 mod keep_alive;
 mod messages;
@@ -320,42 +321,6 @@ fn g74_doorbells_that_make_no_sense_are_events() {
         c.admin = admin;
         assert!(c.run(&mut q, rw(true, 0, 1, DATA, 0)).status().is_success());
     }
-}
-
-#[test]
-fn g76_g77_queues_that_cannot_be() {
-    let rig = Rig::new("queues", Doorbells::Trapped);
-    let mut c = rig.host();
-    let mut status = |opc, base: u64, cdw10, cdw11| {
-        c.admin(Sqe { opc, dptr: [base, 0], cdw10, cdw11, ..Sqe::default() }).status().code()
-    };
-    let (cq, sq, size) = (0x100000, 0x110000, 15 << 16);
-    let success = Status::SUCCESS;
-    assert_eq!(status(5, cq, size, 3), Status::INVALID_QUEUE_IDENTIFIER, "QID 0");
-    assert_eq!(status(5, cq, size | 1000, 3), Status::INVALID_QUEUE_IDENTIFIER);
-    assert_eq!(status(5, cq, 1, 3), Status::INVALID_QUEUE_SIZE);
-    assert_eq!(status(5, cq, 0xffff_0001, 3), Status::INVALID_QUEUE_SIZE);
-    assert_eq!(status(5, cq, size | 1, 2), Status::INVALID_FIELD, "not contiguous");
-    assert_eq!(status(5, cq + 4, size | 1, 3), Status::PRP_OFFSET_INVALID);
-    assert_eq!(status(5, cq, 4096 << 16 | 1, 3), Status::INVALID_QUEUE_SIZE);
-    assert_eq!(status(5, RAM as u64 - 4096, 4000 << 16 | 1, 3), Status::INVALID_FIELD, "beyond its end");
-    assert_eq!(status(5, RAM as u64, size | 1, 3), Status::INVALID_FIELD, "outside memory");
-    assert_eq!(status(5, cq, size | 1, 400 << 16 | 3), Status::INVALID_INTERRUPT_VECTOR);
-    assert_eq!(status(1, sq, size | 1, 1 << 16 | 1), Status::COMPLETION_QUEUE_INVALID);
-    assert_eq!(status(5, cq, size | 1, 1 << 16 | 3), success);
-    assert_eq!(status(5, cq, size | 1, 1 << 16 | 3), Status::INVALID_QUEUE_IDENTIFIER, "twice");
-    assert_eq!(status(1, sq, size | 1, 1), Status::INVALID_QUEUE_IDENTIFIER, "CQID 0");
-    // Two submission queues complete in one place.
-    assert_eq!(status(1, sq, size | 1, 1 << 16 | 1), success);
-    assert_eq!(status(1, sq + 4096, size | 2, 1 << 16 | 1), success);
-    assert_eq!(status(1, sq, size | 1, 1 << 16 | 1), Status::INVALID_QUEUE_IDENTIFIER, "twice");
-    assert_eq!(status(4, 0, 1, 0), Status::INVALID_QUEUE_DELETION);
-    assert_eq!(status(4, 0, 0, 0), Status::INVALID_QUEUE_IDENTIFIER);
-    assert_eq!(status(0, 0, 0, 0), Status::INVALID_QUEUE_IDENTIFIER);
-    assert_eq!(status(0, 0, 1, 0), success);
-    assert_eq!(status(0, 0, 1, 0), Status::INVALID_QUEUE_IDENTIFIER, "twice");
-    assert_eq!(status(0, 0, 2, 0), success);
-    assert_eq!(status(4, 0, 1, 0), success);
 }
 
 #[test]

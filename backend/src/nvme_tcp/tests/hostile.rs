@@ -1,8 +1,8 @@
 //! A controller that does what none may (H.86): its connection ends, another is made, and the I/O succeeds on it.
 
 use std::io::Write;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use nvme_proto::identify::{Cns, ControllerType, IdentifyController, Sgls};
 use nvme_proto::tcp::{CommonHdr, DataHdr, Fes, PduType, R2t, TermReq, flags};
@@ -154,7 +154,7 @@ fn h86_r2ts_that_cannot_be() {
 #[test]
 fn h86_icresp() {
     type Change = fn(&mut [u8; 128]);
-    let changes: [(&str, Change); 9] = [
+    let changes: [(&str, Change); 12] = [
         ("type", |b| b[0] = 5),
         ("HLEN", |b| b[2] = 127),
         ("PLEN", |b| b[4] = 0),
@@ -162,14 +162,24 @@ fn h86_icresp() {
         ("CPDA 255", |b| b[10] = 255),
         ("a digest", |b| b[11] = 1),
         ("MAXH2CDATA 0", |b| b[12..16].fill(0)),
+        ("MAXH2CDATA 1", |b| b[12..16].copy_from_slice(&1u32.to_le_bytes())),
+        ("MAXH2CDATA 2", |b| b[12..16].copy_from_slice(&2u32.to_le_bytes())),
+        ("MAXH2CDATA 3", |b| b[12..16].copy_from_slice(&3u32.to_le_bytes())),
         ("MAXH2CDATA unaligned", |b| b[12] = 3),
         ("reserved DGST bits", |b| b[11] = 0x80),
     ];
     let world = World::unready(Manner { icresp: Some(Arc::new(|b| b[0] = 9)), ..Manner::default() }, |_| {});
     for (what, change) in changes {
-        world.target.set(|m| m.icresp = Some(Arc::new(change)));
-        std::thread::sleep(Duration::from_millis(10));
-        assert!(world.remote.wait_live(Duration::from_millis(20)).is_err(), "{what}");
+        let answered = Arc::new(AtomicUsize::new(0));
+        let theirs = answered.clone();
+        let hook = move |b: &mut [u8; 128]| {
+            change(b);
+            theirs.fetch_add(1, SeqCst);
+        };
+        world.target.set(|m| m.icresp = Some(Arc::new(hook)));
+        // Another try comes only where the one before was given up.
+        until(what, || answered.load(SeqCst) > 2);
+        assert!(matches!(world.remote.state(), State::Connecting(Some(_))), "{what}");
     }
     world.target.set(|m| m.icresp = None);
     world.remote.wait_live(LONG).unwrap();

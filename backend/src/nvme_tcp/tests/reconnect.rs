@@ -113,9 +113,8 @@ fn a_namespace_that_grew_is_the_same() {
     until("grown", || world.remote.namespace(1).unwrap().limits().blocks == 2000);
 }
 
-/// H.86
 #[test]
-fn an_unanswered_keep_alive_ends_the_association() {
+fn h86_an_unanswered_keep_alive_ends_the_association() {
     let world = World::new(Manner::default(), |c| c.kato = Duration::from_millis(100));
     until("keep alives", || world.target.shared.keep_alives.load(SeqCst) > 3);
     assert_eq!(world.target.shared.associations.load(SeqCst), 1);
