@@ -22,6 +22,8 @@ use nvme_proto::{Cqe, Nqn, Sqe};
 
 pub const SUBNQN: &str = "nqn.2024-01.test:disk";
 pub const HOSTNQN: &str = "nqn.2024-01.test:host";
+/// The first NSID that there cannot be.
+pub const BEYOND: u32 = 257;
 
 /// A target on two shards with one namespace of 64 MiB.
 pub struct Rig {
@@ -65,7 +67,7 @@ pub fn subsystem(shards: &Shards, nqn: &str) -> Arc<Subsystem> {
         nqn: Nqn::new(nqn).unwrap(),
         serial: "TEST0001".into(),
         model: "Test disk".into(),
-        max_namespaces: 256,
+        max_namespaces: BEYOND - 1,
         allowed_hosts: Vec::new(),
     };
     Subsystem::new(config, shards.handles()).unwrap()

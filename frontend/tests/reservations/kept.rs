@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use frontend::{Kept, Persist, Stored, SubsystemError};
 use nvme_proto::{Sqe, Status};
 
-use crate::common::namespace;
+use crate::common::{BEYOND, namespace};
 use crate::hosts::{Actor, Rig};
 use crate::{CONFLICT, SUCCESS};
 
@@ -146,7 +146,7 @@ fn the_feature_is_a_namespaces() {
     assert_eq!(persistence(&mut a, u32::MAX, Some(0)), (SUCCESS, 0));
     assert_eq!(persistence(&mut a, 1, None), (SUCCESS, 0));
     assert_eq!(persistence(&mut a, u32::MAX, None).0, Status::INVALID_FIELD);
-    assert_eq!(persistence(&mut a, 33, Some(1)).0, Status::INVALID_NAMESPACE_OR_FORMAT);
+    assert_eq!(persistence(&mut a, BEYOND, Some(1)).0, Status::INVALID_NAMESPACE_OR_FORMAT);
     rig.subsystem.add_namespace(namespace(2, 512, 1 << 20)).unwrap();
     assert_eq!(persistence(&mut a, 2, Some(1)).0, Status::INVALID_FIELD, "nothing keeps it");
     assert_eq!(persistence(&mut a, u32::MAX, Some(1)).0, Status::INVALID_FIELD);

@@ -16,6 +16,7 @@ mod preempt;
 use nvme_proto::identify::{Ctratt, Oncs, Rescap};
 use nvme_proto::{Sqe, Status};
 
+use common::BEYOND;
 use hosts::{Actor, Rig};
 
 const SUCCESS: Status = Status::SUCCESS;
@@ -204,7 +205,7 @@ fn e58_commands_that_ask_for_what_is_not() {
     }
     let huge = Sqe { opc: 0x0e, cdw10: u32::MAX, cdw11: 1, ..Sqe::default() };
     assert_eq!(host.io(huge, &[], 128).0, SUCCESS);
-    let none = Sqe { opc: 0x0e, nsid: 33, cdw10: 15, cdw11: 1, ..Sqe::default() };
+    let none = Sqe { opc: 0x0e, nsid: BEYOND, cdw10: 15, cdw11: 1, ..Sqe::default() };
     assert_eq!(host.io(none, &[], 64).0, Status::INVALID_NAMESPACE_OR_FORMAT);
     // Without a reservation, who preempts its own key takes itself away.
     assert_eq!((host.release(0, 2, 6), host.acquire(1, 1, 6, 6)), (SUCCESS, SUCCESS));

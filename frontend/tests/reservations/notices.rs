@@ -2,6 +2,7 @@
 
 use nvme_proto::Sqe;
 
+use crate::common::BEYOND;
 use crate::hosts::{Actor, Rig, until};
 use crate::{CONFLICT, INVALID, SUCCESS};
 
@@ -80,7 +81,7 @@ fn masks_are_a_controllers_own() {
     assert_eq!((get(&mut b, 1, 0), get(&mut a, 1, 0)), ((SUCCESS, 4), (SUCCESS, 2)));
     assert_eq!((get(&mut b, 1, 1), get(&mut b, 1, 3)), ((SUCCESS, 0), (SUCCESS, 6)));
     assert_eq!(get(&mut b, u32::MAX, 0).0, INVALID);
-    for nsid in [0, 33] {
+    for nsid in [0, BEYOND] {
         assert_eq!(get(&mut b, nsid, 0).0, nvme_proto::Status::INVALID_NAMESPACE_OR_FORMAT);
     }
     assert_eq!((a.acquire(0, 3, 1, 0), a.release(0, 3, 1)), (SUCCESS, SUCCESS));

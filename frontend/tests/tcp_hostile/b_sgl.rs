@@ -7,7 +7,7 @@ use nvme_proto::tcp::R2t;
 use nvme_proto::zerocopy::IntoBytes;
 use nvme_proto::{Sqe, Status};
 
-use super::common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, pattern, rw};
+use super::common::{BEYOND, HOSTNQN, Host, Rig, SUBNQN, connect_data, pattern, rw};
 use super::{HEADER_FIELD, LIMIT, others_live};
 
 #[test]
@@ -55,7 +55,7 @@ fn b19_to_b24_data_pointers() {
     let got = status(&|s| s.opc = 2, &block);
     assert_eq!(got, Status::SGL_DESCRIPTOR_TYPE_INVALID.dnr());
     // E.50, and commands that do not exist.
-    for nsid in [0, 33, 0xffff_fffe, 0xffff_ffff] {
+    for nsid in [0, BEYOND, 0xffff_fffe, 0xffff_ffff] {
         assert_eq!(
             status(&|s| s.nsid = nsid, &block),
             Status::INVALID_NAMESPACE_OR_FORMAT.dnr(),
@@ -153,6 +153,30 @@ fn b21_more_data_than_a_capsule_has_room_for() {
         host.send(&bytes);
         let terminated = host.terminated();
         assert_eq!((terminated.fes, terminated.fei), (HEADER_FIELD, 4), "{most}");
+    }
+    others_live(&rig);
+}
+
+/// By either descriptor, of whichever command that only reads.
+#[test]
+fn b23_data_in_the_capsule_of_what_reads() {
+    let rig = Rig::new();
+    let (mut admin, mut io) = rig.connect(0);
+    let page = [0u8; 4096];
+    let identify = Sqe { opc: 6, cdw10: 1, ..Sqe::default() };
+    let log = Sqe { opc: 2, cdw10: 1023 << 16 | 5, ..Sqe::default() };
+    for (is_admin, sqe) in [(false, rw(2, 0, 4096)), (true, identify), (true, log)] {
+        let queue = if is_admin { &mut admin } else { &mut io };
+        for sgl in [SglDescriptor::in_capsule(4096), SglDescriptor::transport(4096)] {
+            let mut sqe = Sqe { cid: 9, ..sqe };
+            sqe.set_sgl(sgl);
+            let bytes = queue.capsule(sqe, &page);
+            queue.send(&bytes);
+            let (cqe, data) = queue.complete(&[]);
+            let got = (cqe.cid, cqe.status(), data.len());
+            assert_eq!(got, (9, Status::SGL_DESCRIPTOR_TYPE_INVALID.dnr(), 0), "{sgl:?}");
+        }
+        assert!(queue.run(sqe, &[], 4096).0.status().is_success());
     }
     others_live(&rig);
 }

@@ -6,7 +6,7 @@ use nvme_proto::register::offset;
 use nvme_proto::{Sqe, Status};
 
 use super::common::stall::Stall;
-use super::common::{Host, Rig, SUBNQN, rw};
+use super::common::{BEYOND, Host, Rig, SUBNQN, rw};
 use super::{asked, others_live};
 use frontend::Namespace;
 
@@ -79,7 +79,8 @@ fn e52_to_e54_every_code() {
         cqe.status()
     };
     for code in 0..256u32 {
-        for (nsid, high) in [(0, 0), (1, 0), (1, 0xffff_ff00), (2, 1 << 8), (33, 0), (u32::MAX, u32::MAX)] {
+        for (nsid, high) in [(0, 0), (1, 0), (1, 0xffff_ff00), (2, 1 << 8), (BEYOND, 0), (u32::MAX, u32::MAX)]
+        {
             let cdw10 = code | high << 8;
             run(Sqe { opc: 6, nsid, cdw10, cdw11: high, ..Sqe::default() }, &[], 4096);
             // Set Features with and without data; KATO is left alone, for it would end us.

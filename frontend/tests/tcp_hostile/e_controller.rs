@@ -4,7 +4,7 @@ use nvme_proto::log::{CommandsEffects, GetLogPage, LogId};
 use nvme_proto::zerocopy::FromBytes;
 use nvme_proto::{Sqe, Status};
 
-use super::common::{Host, Rig, namespace, pattern, rw};
+use super::common::{BEYOND, Host, Rig, namespace, pattern, rw};
 use super::others_live;
 
 const NO_NAMESPACE: Status = Status::INVALID_NAMESPACE_OR_FORMAT;
@@ -31,17 +31,17 @@ fn words(bytes: &[u8]) -> Vec<u32> {
 fn e50_namespaces_that_are_not_there() {
     let rig = Rig::new();
     let (mut admin, mut io) = rig.connect(0);
-    for opc in [0u8, 1, 2, 5, 8, 9, 0xc] {
+    for opc in [0u8, 1, 2, 5, 8, 9, 0xc, 0xd, 0xe, 0x11, 0x15] {
         let mut on = |nsid| io.run(Sqe { opc, nsid, ..rw(2, 0, 512) }, &[0; 512], 0).0.status();
         assert_eq!(on(2), Status::INVALID_FIELD.dnr(), "inactive: {opc:#x}");
-        for nsid in [0, 33, 0xffff_fffe] {
+        for nsid in [0, BEYOND, 0xffff_fffe] {
             assert_eq!(on(nsid), NO_NAMESPACE.dnr(), "{opc:#x} on {nsid:#x}");
         }
         let all = if opc == 0 { Status::SUCCESS } else { NO_NAMESPACE.dnr() };
         assert_eq!(on(u32::MAX), all, "{opc:#x} on all");
     }
     for cns in [0, 3, 5, 8, 0x11, 0x1b] {
-        for nsid in [0, 33, 0xffff_fffe, u32::MAX] {
+        for nsid in [0, BEYOND, 0xffff_fffe, u32::MAX] {
             assert_eq!(status(&mut admin, identify(cns, nsid)), NO_NAMESPACE.dnr(), "{cns:#x} {nsid:#x}");
         }
     }

@@ -15,7 +15,7 @@ use nvme_proto::log::{GetLogPage, LogId};
 use nvme_proto::{Cqe, Sqe, Status};
 
 use super::asked;
-use super::common::{Host, Rig, pattern, rw};
+use super::common::{BEYOND, Host, Rig, pattern, rw};
 
 const ALL: u32 = u32::MAX;
 
@@ -69,13 +69,13 @@ fn e54_each_feature() {
         let mut to = |nsid| run(admin, set(fid, nsid, value)).status();
         if nsid == 1 {
             assert_eq!(to(ALL), Status::SUCCESS, "every namespace");
-            assert_eq!((to(0), to(33)), (NO_NAMESPACE.dnr(), NO_NAMESPACE.dnr()));
+            assert_eq!((to(0), to(BEYOND)), (NO_NAMESPACE.dnr(), NO_NAMESPACE.dnr()));
             assert_eq!(to(2), Status::INVALID_FIELD.dnr(), "inactive");
             assert_eq!(run(admin, get(fid, ALL, 0)).status(), NO_NAMESPACE.dnr());
         } else {
             assert_eq!((to(0), to(ALL)), (Status::SUCCESS, Status::SUCCESS));
             assert_eq!(to(1), Status::FEATURE_NOT_NAMESPACE_SPECIFIC.dnr());
-            assert_eq!(to(33), NO_NAMESPACE.dnr());
+            assert_eq!(to(BEYOND), NO_NAMESPACE.dnr());
         }
     }
 }

@@ -14,7 +14,7 @@ use nvme_proto::tcp::{CapsuleResp, PduType, R2t};
 use nvme_proto::zerocopy::IntoBytes;
 use nvme_proto::{Cqe, Sqe, Status};
 
-use super::common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, rw};
+use super::common::{BEYOND, HOSTNQN, Host, Rig, SUBNQN, connect_data, rw};
 use super::others_live;
 
 const LEN: usize = 512;
@@ -143,7 +143,7 @@ fn e27_pairs_that_are_none() {
         pair
     };
     let none = Status::INVALID_NAMESPACE_OR_FORMAT.dnr();
-    for nsid in [0, 33, u32::MAX] {
+    for nsid in [0, BEYOND, u32::MAX] {
         let (a, b) = both(&|sqe| sqe.nsid = nsid);
         assert_eq!(run(&mut io, &[(a, z), (b, z)]), [none, none]);
     }

@@ -113,6 +113,22 @@ fn g79_prps() {
         b.c.put(LIST, &longs(&[DATA + 0x1000, entry]));
         assert_eq!(b.both(24, DATA, LIST), want, "{entry:#x}");
     }
+    // A page of an admin command: from the middle of one page to that of the next, or nowhere.
+    for (prp1, prp2, want) in [
+        (DATA + 0x804, DATA + 0x1000, Status::SUCCESS),
+        (DATA + 0x804, 0, TRANSFER),
+        (DATA + 0x804, DATA + 0x1004, OFFSET),
+        (DATA + 0x802, DATA + 0x1000, OFFSET),
+        (0, 0, TRANSFER),
+        (end - 0x800, end, TRANSFER),
+        (BAR, 0, TRANSFER),
+        (u64::MAX - 4095, 0, TRANSFER),
+    ] {
+        for (opc, cdw10) in [(6, 1), (2, 1023 << 16 | 2)] {
+            let sqe = Sqe { opc, cdw10, dptr: [prp1, prp2], ..Sqe::default() };
+            assert_eq!(for_good(b.c.admin(sqe).status()), want, "{opc} {prp1:#x} {prp2:#x}");
+        }
+    }
     // A list that ends with memory: its last entry is a page or, with more to come, nowhere.
     b.c.put(end - 16, &longs(&[DATA + 0x1000, DATA + 0x2000]));
     assert_eq!(b.both(24, DATA, end - 16), Status::SUCCESS);
