@@ -266,7 +266,8 @@ impl Connection {
         };
         let head = self.sqhd.get().saturating_add(1);
         self.sqhd.set(if head >= self.entries.get() { 0 } else { head });
-        let held = data.as_ref().map_or(0, |data| self.home.inflow.take(&self.capsules, data.len()));
+        let held = data.as_ref().map_or(0, |data| data.len().max(self.rx.borrow().share()));
+        self.home.inflow.take(&self.capsules, held);
         let Err(capsule) = queue.execute(sqe, Capsule { data, intact, held }) else { return Ok(()) };
         self.home.inflow.give_back(&self.capsules, capsule.held);
         if queue.is_closing() {

@@ -9,9 +9,6 @@ use engine::{Shard, TurnEnd};
 use super::budget::SHARES;
 use super::connection::Connection;
 
-/// Small data is held in a receive chunk together with what came beside it: it counts as this many bytes at least.
-const LEAST: usize = 4096;
-
 /// The bytes of a shard.
 pub(super) struct Inflow {
     shard: Shard,
@@ -45,12 +42,10 @@ impl Inflow {
         }
     }
 
-    /// A command came with that many bytes: how many are to be given back when it has ended.
-    pub fn take(&self, held: &Cell<usize>, bytes: usize) -> usize {
-        let bytes = bytes.max(LEAST);
+    /// A command came that holds so many bytes until it has ended.
+    pub fn take(&self, held: &Cell<usize>, bytes: usize) {
         held.set(held.get().saturating_add(bytes));
         self.used.set(self.used.get().saturating_add(bytes));
-        bytes
     }
 
     /// A command has ended.
@@ -85,15 +80,13 @@ mod tests {
         sim.on(0, |shard| {
             let inflow = Inflow::new(shard, 64 << 10);
             let (a, b) = (Cell::new(0), Cell::new(0));
-            let took: Vec<_> = (0..4).map(|_| inflow.take(&a, 512)).collect();
+            (0..4).for_each(|_| inflow.take(&a, 4 << 10));
             assert!(!inflow.is_open(&a), "a connection has a quarter");
-            let more = inflow.take(&b, 48 << 10);
+            inflow.take(&b, 48 << 10);
             assert!(!inflow.is_open(&b));
             assert!(inflow.is_open(&Cell::new(0)), "who holds nothing reads");
-            inflow.give_back(&b, more);
-            for bytes in took {
-                inflow.give_back(&a, bytes);
-            }
+            inflow.give_back(&b, 48 << 10);
+            (0..4).for_each(|_| inflow.give_back(&a, 4 << 10));
             assert_eq!((inflow.used.get(), a.get(), b.get()), (0, 0, 0));
         });
     }

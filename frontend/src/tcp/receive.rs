@@ -8,8 +8,11 @@ use super::pdu::{Fatal, Framer, Want};
 
 /// Bytes of a receive chunk.
 const CHUNK: usize = 32 << 10;
-/// Room for new bytes below which a new chunk is taken.
-const LEAST: usize = 4 << 10;
+/// The same while more comes at a time than such a chunk takes: commands that come together cost one receive and one send,
+/// and an idle connection has the little one.
+const LARGE: usize = 256 << 10;
+/// Part of a chunk: with less room than that for new bytes a new one is taken.
+const PART: usize = 8;
 /// Data of which more than this is still to come is received where it belongs, not in a chunk.
 const DIRECT: usize = 4 << 10;
 
@@ -37,11 +40,21 @@ pub(super) struct Receiver {
     sink: Option<(Sgl, usize)>,
     /// The receive under way goes to the sink.
     direct: bool,
+    /// As much came as there was room for.
+    filled: bool,
 }
 
 impl Receiver {
     pub fn new(framer: Framer) -> Self {
-        Receiver { framer, chunk: Buf::new(CHUNK), start: 0, end: 0, sink: None, direct: false }
+        Receiver {
+            framer,
+            chunk: Buf::new(CHUNK),
+            start: 0,
+            end: 0,
+            sink: None,
+            direct: false,
+            filled: false,
+        }
     }
 
     /// Bytes received and not taken yet.
@@ -52,6 +65,11 @@ impl Receiver {
     /// Bytes that the chunk can still take.
     fn room(&self) -> usize {
         self.chunk.capacity().saturating_sub(self.end)
+    }
+
+    /// Bytes that a command holds at least, whose data is in a chunk beside what else came.
+    pub fn share(&self) -> usize {
+        self.chunk.capacity() / PART
     }
 
     fn took(&mut self, n: usize) {
@@ -150,13 +168,14 @@ impl Receiver {
             return (sgl.clone(), *got);
         }
         self.direct = false;
-        let left = self.available();
-        if left == 0 && self.chunk.is_unique() {
+        // What was there has been taken: nothing else is starved.
+        let size = if self.filled { LARGE } else { CHUNK };
+        let fits = self.chunk.capacity() == size;
+        if !fits || !self.chunk.is_unique() && self.room() < size / PART {
+            self.chunk = Buf::new(size);
+        }
+        if self.chunk.is_unique() {
             (self.start, self.end) = (0, 0);
-        } else if self.room() < LEAST {
-            let next = Buf::new(CHUNK);
-            next.sgl(0, left).copy_from(&self.chunk.sgl(self.start, left));
-            (self.chunk, self.start, self.end) = (next, 0, left);
         }
         (self.chunk.sgl(self.end, self.room()), 0)
     }
@@ -164,6 +183,7 @@ impl Receiver {
     /// `n` bytes have come to the last target.
     pub fn received(&mut self, n: usize) {
         if !self.direct {
+            self.filled = n == self.room() || self.filled && n > CHUNK;
             self.end = self.end.saturating_add(n);
             return;
         }
@@ -171,5 +191,35 @@ impl Receiver {
             *got = got.saturating_add(n);
             self.framer.passed(n);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_grow_with_what_comes() {
+        let mut rx = Receiver::new(Framer::new(0, 0));
+        let mut come = |n: usize| {
+            let room = rx.target().0.len();
+            rx.received(n.min(room));
+            rx.discard();
+            room
+        };
+        assert_eq!(come(72), CHUNK);
+        assert_eq!(come(CHUNK), CHUNK);
+        assert_eq!(come(CHUNK + 1), LARGE, "as much as there was room for");
+        assert_eq!(come(72), LARGE, "more than the little one takes");
+        assert_eq!(come(72), CHUNK);
+        // A chunk that a command has a part of is used on while it has room.
+        rx.target();
+        let part = rx.chunk.sgl(0, 1);
+        for (parts, left) in [(6, 16), (8, 10), (1, 2), (1, 16)] {
+            assert_eq!(rx.target().0.len(), CHUNK / 16 * left);
+            rx.received(CHUNK / 16 * parts);
+            rx.discard();
+        }
+        drop(part);
     }
 }
