@@ -187,6 +187,8 @@ impl Receiver {
             self.end = self.end.saturating_add(n);
             return;
         }
+        // Data that is received where it belongs must not come in a chunk, to be copied.
+        self.filled = false;
         if let Some((_, got)) = &mut self.sink {
             *got = got.saturating_add(n);
             self.framer.passed(n);

@@ -130,6 +130,9 @@ fn serve(program: &Path, directory: &Path, cpus: &str, config: &str, port: u16) 
     let child = command.spawn().context("isthmus serve does not start")?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut target = Target::new("Isthmus", child, address, directory.join("ctrlr"), log);
-    target.wait(|| TcpStream::connect(grpc).is_ok())?;
+    // What stands on a remote comes when the remote answers, which is after the server does.
+    let devices = config.matches("NVME_TRANSPORT_TYPE_PCIE").count();
+    let there = || fs::read_dir(directory.join("ctrlr")).map_or(0, Iterator::count);
+    target.wait(|| TcpStream::connect(grpc).is_ok() && there() >= devices)?;
     Ok(target)
 }
