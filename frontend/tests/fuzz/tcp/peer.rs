@@ -147,8 +147,11 @@ impl Peer {
         let mut request = IcReq::new_zeroed();
         request.ch = CommonHdr { pdu_type: PduType::IcReq, flags: 0, hlen: 128, pdo: 0, plen: 128 };
         (request.dgst, request.hpda_z, request.maxr2t_z) = (digests & 3, hpda_z, maxr2t_z);
-        self.hpda = (usize::from(hpda_z) + 1) * 4;
-        self.max_r2t = maxr2t_z.saturating_add(1);
+        // What was agreed on holds for what is on its way when a second one ends the connection.
+        if !self.begun {
+            self.hpda = (usize::from(hpda_z) + 1) * 4;
+            self.max_r2t = maxr2t_z.saturating_add(1);
+        }
         request
     }
 
