@@ -27,7 +27,10 @@ verify $disk 16m
 yes isthmus-over-tcp | head -c 1048576 >/tmp/pattern
 dd if=/tmp/pattern of=$disk bs=64k seek=512 oflag=direct conv=fsync 2>/dev/null
 before=$(dd if=$disk bs=1M count=40 iflag=direct 2>/dev/null | sha256sum)
+# The kernel complains of a keep-alive that is out when it disconnects.
+no_complaint
 nvme disconnect -n $NQN
+dmesg -c >/dev/null
 
 mark digests
 nvme connect -t tcp -a $HOST -s $PORT -n $NQN --hdr-digest --data-digest --nr-io-queues=2 --keep-alive-tmo=5
@@ -37,9 +40,9 @@ after=$(dd if=$disk bs=1M count=40 iflag=direct 2>/dev/null | sha256sum)
 verify $disk 16m
 sleep 7
 nvme flush $disk
+no_complaint
 nvme disconnect -n $NQN
 [ ! -e $disk ]
-no_complaint
 "#;
 
 /// Where the script writes its pattern, and the pattern's first line.
