@@ -81,12 +81,11 @@ fn a_guest_finds_the_namespaces_that_are_for_it() {
     let guest = guest.script(&(variables + SCRIPT)).kernel("nvme_core.multipath=N").network();
     guest.vfio_user(&server.path("ctrlr/subsys0/cntrl")).run_with(|guest| {
         guest.wait_for_mark("other")?;
-        // The connection of before was given up while nobody answered for it.
-        let grpc = Grpc::connect(server.grpc());
-        grpc.set_mask("mask2", only(&[], &[PCIE])).unwrap();
+        // A connection is given up while nobody answers for it: each call has its own.
+        Grpc::connect(server.grpc()).set_mask("mask2", only(&[], &[PCIE])).unwrap();
         guest.answer("done");
         guest.wait_for_mark("less")?;
-        grpc.delete_namespace("subsys0", "name3").unwrap();
+        Grpc::connect(server.grpc()).delete_namespace("subsys0", "name3").unwrap();
         guest.answer("done");
         Ok(())
     });
