@@ -1,6 +1,7 @@
 //! What tests of layers need: an issuer that remembers what came back, and I/Os made in one line.
 
 pub mod fuzz;
+pub mod memory;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -133,7 +133,7 @@ fn tests(report: &mut Report, peers: &Path, extent: Extent) -> Result<()> {
         .env("ISTHMUS_BIN", target.join("release/isthmus"));
     if let Extent::Soak { seed } = extent {
         println!("ISTHMUS_SEED={seed}");
-        command.env("ISTHMUS_SOAK", "1").env("ISTHMUS_SEED", seed.to_string());
+        command.args(["--profile", "soak"]).env("ISTHMUS_SOAK", "1").env("ISTHMUS_SEED", seed.to_string());
     }
     // One pipe for both streams: cargo names each test program on standard error, its result follows on standard output.
     let (reader, writer) = pipe()?;

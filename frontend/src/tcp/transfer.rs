@@ -249,6 +249,10 @@ impl Transport for Wire {
         if sqe.opc != AdminOpcode::Fabrics.0 {
             return None;
         }
+        // On the admin queue nothing fused comes so far.
+        if sqe.flags.fuse() != 0 {
+            return Some(Status::INVALID_FIELD.dnr().into());
+        }
         let property = Property::of(sqe);
         Some(match (sqe.fctype(), queue.controller()) {
             (FabricsType::PropertyGet, Some(controller)) => {

@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::testing::memory;
 use engine::{Config, Shards};
 use frontend::tcp::{Target, TargetConfig};
 use frontend::{Namespace, Subsystem, SubsystemConfig};
@@ -39,6 +40,7 @@ impl Rig {
     }
 
     pub fn with(config: TargetConfig, addr: &str) -> Self {
+        memory::confine();
         let shards = Shards::start(&Config { cpus: vec![None, None], ..Config::default() }).unwrap();
         let target = Target::new(shards.handles(), config).unwrap();
         let subsystem = subsystem(&shards, SUBNQN);
@@ -59,6 +61,15 @@ impl Rig {
         let mut io = Host::open(self.addr, digests);
         assert!(io.connect_queue(SUBNQN, 1, cntlid).status().is_success());
         (admin, io)
+    }
+}
+
+/// Whatever was sent, it was not kept.
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            memory::assert_small();
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
+use frontend::tcp::Reason;
 use nvme_proto::Sqe;
 use nvme_proto::dptr::SglDescriptor;
 use nvme_proto::fabrics::{Cattr, Connect};
@@ -95,6 +96,13 @@ fn a17_every_pdu_byte_by_byte() {
     }
     assert!(io.complete(&[]).0.status().is_success());
     assert!(io.read(0, data.len()).1 == data);
+    // And what ends a connection, with what it is about.
+    let mut term = [0u8; 152];
+    (term[0], term[2], term[4], term[8]) = (2, 24, 152, 1);
+    dribble(&mut io, &term);
+    assert!(io.is_closed());
+    assert_eq!(rig.target.rejections().count(Reason::HostTerminated), 1);
+    others_live(&rig);
 }
 
 /// RST and FIN wherever a connection may be: of a host that is gone, and of one that goes on listening.

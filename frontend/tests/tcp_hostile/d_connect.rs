@@ -1,16 +1,19 @@
 //! D: Connect, properties, and controllers that come and go.
 
-use std::time::Duration;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use frontend::Namespace;
 use frontend::tcp::{Reason, TargetConfig};
 use nvme_proto::dptr::SglDescriptor;
 use nvme_proto::fabrics::{Cattr, Connect, Property, invalid_parameter};
 use nvme_proto::register::offset;
+use nvme_proto::zerocopy::IntoBytes;
 use nvme_proto::{Sqe, Status};
 
 use super::common::stall::Stall;
-use super::common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, rw, subsystem};
+use super::common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, icreq, pattern, rw, subsystem};
 use super::others_live;
 
 #[test]
@@ -150,7 +153,8 @@ fn d45_properties() {
     assert!(admin.property_set(offset::NSSR, 1).status().is_success());
     assert_eq!(admin.property_get(offset::NSSR, 0), 0);
     // Enabling with what it cannot do makes the controller fail, until it is reset.
-    let [mps, ams] = [7, 11].map(|at| (1..8u64).map(move |value| 0x46_0001 | value << at));
+    let [mps, ams] =
+        [(7, 16), (11, 8)].map(|(at, end)| (1..end).map(move |value| 0x46_0001u64 | value << at));
     let css = (1..8).map(|css| 0x46_0001 | css << 4);
     // Entries of no size yet are none that is wrong.
     let sizes = (0..256).filter(|sizes| !matches!((sizes & 15, sizes >> 4), (0 | 6, 0 | 4)));
@@ -330,6 +334,11 @@ fn d44_any_kato_in_a_connect() {
 fn d43_fabrics_commands_on_an_io_queue() {
     let rig = Rig::new();
     let (mut admin, mut io) = rig.connect(0);
+    for fuse in 1..4 {
+        let mut disconnect = Sqe { opc: 0x7f, nsid: 8, ..Sqe::default() };
+        disconnect.flags.set_fuse(fuse);
+        assert_eq!(io.run(disconnect, &[], 0).0.status(), Status::INVALID_FIELD.dnr(), "FUSE {fuse}");
+    }
     let set = Property { offset: offset::CC, size: 0, value: 0 }.set(0);
     assert_eq!(io.run(set, &[], 0).0.status(), Status::INVALID_OPCODE.dnr());
     assert_eq!(admin.property_get(offset::CSTS, 0) & 1, 1, "nothing was reset");
@@ -365,6 +374,50 @@ fn d45_shutdown_and_resets() {
     admin.property_set(offset::CC, 0x46_0000);
     admin.enable();
     others_live(&rig);
+}
+
+/// A thousand that come as fast as they can, say all that they have to say and are gone: a host beside them goes on.
+#[test]
+fn d46_a_storm_of_connects() {
+    let rig = Rig::new();
+    let (_admin, mut io) = rig.connect(0);
+    let done = AtomicBool::new(false);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let storm = || {
+            for _ in 0..250 {
+                let mut host = Host::raw(rig.addr);
+                let mut sqe = ADMIN.to_sqe(1);
+                sqe.set_sgl(SglDescriptor::in_capsule(1024));
+                let data = connect_data(SUBNQN, HOSTNQN, 0xffff);
+                let bytes = [icreq(0).as_bytes(), &host.capsule(sqe, data.as_bytes())].concat();
+                // Whoever is one too many that has not connected yet is turned away.
+                let _ = host.stream.write_all(&bytes);
+            }
+        };
+        let storms: Vec<_> = (0..4).map(|_| scope.spawn(storm)).collect();
+        scope.spawn(|| {
+            storms.into_iter().for_each(|storm| storm.join().unwrap());
+            println!("1000 connects in {:?}", began.elapsed());
+            done.store(true, SeqCst);
+        });
+        let mut round = 0;
+        while !done.load(SeqCst) || round == 0 {
+            let data = pattern(round, 4096);
+            assert!(io.write(round % 1000 * 8, &data).status().is_success());
+            assert!(io.read(round % 1000 * 8, 4096).1 == data);
+            round += 1;
+        }
+    });
+    others_live(&rig);
+    // Theirs are gone, and ours is the one that stays.
+    for _ in 0..4000 {
+        if rig.subsystem.controllers().len() == 1 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("{} controllers are left", rig.subsystem.controllers().len());
 }
 
 /// All controllers that a subsystem can have: who comes later is told that it is busy, until one goes.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backend::ram::RamVolume;
+use engine::testing::memory;
 use engine::{Config, Shards, Volume};
 use frontend::vfio_user::{Handle, Options, Server, socket_path};
 use frontend::{Doorbells, Namespace, Subsystem, SubsystemConfig};
@@ -49,6 +50,7 @@ impl Rig {
 
     /// One whose namespace is that volume.
     pub fn over(name: &str, doorbells: Doorbells, volume: Arc<dyn Volume>) -> Self {
+        memory::confine();
         let dir = std::env::temp_dir().join(format!("isthmus-{name}-{}", std::process::id()));
         let shards = Shards::start(&Config { cpus: vec![None, None], ..Config::default() }).unwrap();
         let config = SubsystemConfig {
@@ -129,6 +131,7 @@ impl Drop for Rig {
         let left = std::fs::remove_dir(self.dir.join("s"));
         let _ = std::fs::remove_dir_all(&self.dir);
         if !std::thread::panicking() {
+            memory::assert_small();
             assert!(closed, "the controller ended");
             assert!(left.is_err(), "its directory went with it");
         }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use nvme_proto::aen::Event;
 use nvme_proto::identify::{Cns, IdentifyController, IdentifyNamespace, LbaFormat};
+use nvme_proto::log::{GetLogPage, LogId};
 use nvme_proto::opcode::AdminOpcode;
 use nvme_proto::tcp::{CommonHdr, Fes, PduType, TermReq, flags};
 use nvme_proto::zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -152,6 +153,46 @@ fn h86_events_without_end() {
     // What it costs is bounded by a pause, not by how fast the controller is.
     let most = began.elapsed().as_nanos() / EVENT_PAUSE.as_nanos() + 2;
     assert!(asked.load(SeqCst) as u128 <= most, "{} events", asked.load(SeqCst));
+    assert_eq!(world.target.shared.associations.load(SeqCst), 1);
+}
+
+/// A controller that has ANA, tells of changes without end, and whose log would be all lies: none of it is read.
+#[test]
+fn h86_an_ana_log_that_lies() {
+    let (events, read_ana) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let theirs = (events.clone(), read_ana.clone());
+    let hook = move |peer: &mut Peer, sqe: &Sqe| match sqe.admin() {
+        AdminOpcode::AsyncEventRequest => {
+            theirs.0.fetch_add(1, SeqCst);
+            peer.respond(sqe.cid, Status::SUCCESS, u64::from(Event::ANA_CHANGED.into_bits()));
+            true
+        }
+        AdminOpcode::GetLogPage if GetLogPage::of(sqe).lid == LogId::Ana => {
+            theirs.1.fetch_add(1, SeqCst);
+            peer.answer(sqe.cid, &vec![0xff; GetLogPage::of(sqe).bytes() as usize]);
+            true
+        }
+        _ => false,
+    };
+    let identify = |cns, data: &mut Vec<u8>| {
+        if cns == Cns::Controller {
+            let mut id = IdentifyController::read_from_bytes(data).unwrap();
+            id.cmic = id.cmic.with_anars(true);
+            id.oaes = id.oaes.with_anacn(true);
+            (id.anagrpmax, id.nanagrpid) = (1, u32::MAX);
+            data.copy_from_slice(id.as_bytes());
+        }
+    };
+    let manner =
+        Manner { admin: Some(Arc::new(hook)), identify: Some(Arc::new(identify)), ..Manner::default() };
+    let world = World::new(manner, |_| {});
+    until("some events", || events.load(SeqCst) > 5);
+    for i in 0..50 {
+        let bytes = pattern(8 * BLOCK, i);
+        assert_eq!(world.one(i % 2, write(8 * i as u64, &bytes)).0, Ok(()));
+        assert!(world.one(0, read(8 * i as u64, 8)).1 == bytes);
+    }
+    assert_eq!(read_ana.load(SeqCst), 0);
     assert_eq!(world.target.shared.associations.load(SeqCst), 1);
 }
 

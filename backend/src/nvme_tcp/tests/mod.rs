@@ -15,6 +15,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use engine::mem::{Buf, Sgl};
+use engine::testing::memory;
 use engine::{
     ChannelRef, Config as ShardConfig, Io, IoError, IoId, IoResult, Issuer, Op, Origin, Request, Scope,
     ShardHandle, Shards, Volume,
@@ -51,6 +52,7 @@ impl World {
     }
 
     pub fn unready(manner: Manner, change: impl FnOnce(&mut Config)) -> Self {
+        memory::confine();
         let target = Target::start(manner);
         let mut config = config(&target);
         change(&mut config);
@@ -105,6 +107,9 @@ impl Drop for World {
         self.remote.close();
         if let Some(shards) = self.shards.take() {
             shards.stop();
+        }
+        if !std::thread::panicking() {
+            memory::assert_small();
         }
     }
 }
