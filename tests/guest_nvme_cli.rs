@@ -63,8 +63,9 @@ for c in /dev/nvme0 /dev/nvme1; do
     done
     says "" nvme set-feature $c -f 0xe -l 8 -d /tmp/stamp
     says "" nvme set-feature $c -f 5 -n 1 -V 0
-    # There is no cache to turn off. Number of Queues (7) and Host Behavior (16h) the kernel sets itself and lets nobody set.
-    refuses "Invalid Field|INVALID_FIELD" nvme get-feature $c -f 6
+    # The cache is the medium's, and memory has none. Number of Queues (7) and Host Behavior (16h) the kernel sets itself and lets nobody set.
+    says "0x0*0" nvme get-feature $c -f 6
+    refuses "Not Changeable|NOT_CHANGEABLE" nvme set-feature $c -f 6 -V 1
     says "" nvme set-feature $c -f 0x84 -n 1 -V 1
     says "0x0*1" nvme get-feature $c -f 0x84 -n 1
     refuses "Write Protected|WRITE_PROTECTED" nvme write-zeroes $d -s 0 -c 7

@@ -94,19 +94,18 @@ pub(crate) fn parse(sqe: &Sqe, limits: &Limits, max_bytes: u64) -> Result<Comman
     }
 }
 
-/// The bits of CDW12 that ask for what no namespace here has: protection information, storage tags, directives, command
-/// extensions; and DEAC but for Write Zeroes.
+/// The bits of CDW12 that ask for what no namespace here has: directives of what is written, command extensions. PRINFO
+/// and STC are ignored where there is no protection information (NVM Command Set 1.1, 3.3.2 to 3.3.8).
 fn wrong_bits(sqe: &Sqe) -> u32 {
-    let refused = RwCdw12::new()
-        .with_pract(true)
-        .with_prchk_guard(true)
-        .with_prchk_app(true)
-        .with_prchk_ref(true)
-        .with_deac(sqe.nvm() != NvmOpcode::WriteZeroes)
-        .with_stc(true)
-        .with_dtype(0xf)
-        .with_cetype(0xf);
+    let writes = matches!(sqe.nvm(), NvmOpcode::Write | NvmOpcode::WriteZeroes);
+    let refused = RwCdw12::new().with_dtype(if writes { 0xf } else { 0 }).with_cetype(0xf);
     sqe.cdw12 & refused.into_bits()
+}
+
+/// Whether a command must find on the medium what it reads: FUA (NVM Command Set 1.1, 3.3.4).
+pub(crate) fn commits_first(sqe: &Sqe) -> bool {
+    let reads = matches!(sqe.nvm(), NvmOpcode::Read | NvmOpcode::Compare | NvmOpcode::Verify);
+    reads && RwCdw12::from_bits(sqe.cdw12).fua()
 }
 
 fn run(sqe: &Sqe, limits: &Limits, op: Op, max_bytes: u64) -> Result<Command, Status> {
@@ -280,11 +279,14 @@ mod tests {
 
     /// E.62
     #[test]
-    fn protection_information_and_directives_are_refused() {
+    fn directives_and_extensions_are_refused_and_protection_information_is_ignored() {
         let limits = Limits::full(512, 8);
-        for bit in (16..30).filter(|b| *b != 25) {
-            let sqe = command(NvmOpcode::Write, 0, 1 << bit);
-            assert_eq!(parse(&sqe, &limits, 1 << 20), Err(Status::INVALID_FIELD.dnr()), "bit {bit}");
+        for (opcode, refused) in [(NvmOpcode::Write, 16..24), (NvmOpcode::Read, 16..20)] {
+            for bit in 16..30 {
+                let got = parse(&command(opcode, 0, 1 << bit), &limits, 1 << 20);
+                let refusal = refused.contains(&bit).then_some(Status::INVALID_FIELD.dnr());
+                assert_eq!(got.err(), refusal, "{opcode:?} bit {bit}");
+            }
         }
         let mut fused = command(NvmOpcode::Write, 0, 0);
         fused.flags = fused.flags.with_fuse(1);

@@ -136,7 +136,8 @@ fn a_namespace_is_shown_to_some() {
     let identify = |cns| Sqe { opc: 6, nsid: 2, cdw10: cns, ..Sqe::default() };
     assert_eq!(theirs.run(identify(0), &[], 4096).1, vec![0; 4096], "as if there were none");
     let unknown = theirs.run(identify(3), &[], 4096).0.status();
-    assert_eq!(unknown, Status::INVALID_NAMESPACE_OR_FORMAT.dnr());
+    assert_eq!(unknown, inactive);
+    assert_eq!(theirs.run(identify(8), &[], 4096).1, vec![0; 4096], "as if there were none");
     // The controllers that it is attached to are those that see it.
     let attached = mine.run(identify(0x12), &[], 4096).1;
     assert_eq!(attached[..4], [&1u16.to_le_bytes()[..], &id.to_le_bytes()].concat());

@@ -7,6 +7,7 @@ use nvme_proto::zerocopy::{FromZeros, IntoBytes};
 
 use super::Controller;
 use super::features::is_of_namespaces;
+use super::identify::abilities;
 
 /// Scopes of commands and features, as CSP and FSP tell them.
 const NAMESPACE: u16 = 1 << 0;
@@ -39,7 +40,7 @@ impl Controller {
         for opcode in of_pcie.into_iter().filter(|_| !self.config.fabrics) {
             page.acs[usize::from(opcode.0)] = of_controller;
         }
-        let able = self.abilities();
+        let able = abilities();
         let of_namespace = supported.with_csp(NAMESPACE);
         for (opcode, supported, writes) in [
             (NvmOpcode::Flush, true, false),

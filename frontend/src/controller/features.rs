@@ -5,7 +5,6 @@ mod protection;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use nvme_proto::aen::AsyncEventConfiguration;
 use nvme_proto::feature::{
@@ -14,6 +13,7 @@ use nvme_proto::feature::{
     SetFeaturesCdw10, TemperatureThreshold, Timestamp, VolatileWriteCache,
 };
 use nvme_proto::identify::NSID_ALL;
+use nvme_proto::log::CriticalWarning;
 use nvme_proto::zerocopy::{FromBytes, FromZeros, IntoBytes};
 use nvme_proto::{Sqe, Status};
 
@@ -28,6 +28,10 @@ pub(super) use protection::Protecting;
 const SET_BY_HOST: u8 = 1;
 /// Temperature thresholds after reset: over, WCTEMP; under, none.
 const OVER: u16 = 343;
+/// KATO before a host sets it, in milliseconds, where the transport demands the timer (Base 2.1, 5.1.25.1.8).
+const FABRICS_KATO: u32 = 120_000;
+/// Bits of Arbitration that are reserved.
+const ARBITRATION_RESERVED: u32 = 0xf8;
 
 /// What the host has set.
 #[derive(Debug)]
@@ -42,6 +46,8 @@ pub(super) struct Features {
     /// Vectors that are not coalesced (CD); the admin queue's never is.
     prompt: BTreeSet<u16>,
     write_atomicity: u32,
+    /// When these were as they began, on this shard's clock in nanoseconds.
+    since: u64,
     /// The host's clock when it was set, in milliseconds, and this shard's at that moment in nanoseconds.
     timestamp: Option<(u64, u64)>,
     behavior: HostBehavior,
@@ -49,7 +55,7 @@ pub(super) struct Features {
 }
 
 impl Features {
-    pub(super) fn new(host_id: Option<[u8; 16]>) -> Self {
+    pub(super) fn new(host_id: Option<[u8; 16]>, now: u64) -> Self {
         Features {
             arbitration: 0,
             power: 0,
@@ -58,6 +64,7 @@ impl Features {
             coalescing: 0,
             prompt: BTreeSet::from([0]),
             write_atomicity: 0,
+            since: now,
             timestamp: None,
             behavior: HostBehavior::new_zeroed(),
             host_id: host_id.unwrap_or_default(),
@@ -84,7 +91,8 @@ fn data_len(fid: FeatureId, cdw11: u32) -> usize {
 impl Controller {
     /// After a reset nothing is as the host set it.
     pub(super) fn forget_features(self: &Rc<Self>) {
-        self.features.replace(Features::new(self.shared.host().map(|h| h.id)));
+        let now = self.local.shard().now();
+        self.features.replace(Features::new(self.shared.host().map(|h| h.id), now));
         if !self.config.fabrics {
             self.shared.set_host_id(None);
             self.set_kato(self.config.kato);
@@ -114,13 +122,14 @@ impl Controller {
             | FeatureId::HostIdentifier
             | FeatureId::NamespaceWriteProtection
             | FeatureId::ReservationNotificationMask
-            | FeatureId::ReservationPersistence => true,
-            FeatureId::VolatileWriteCache => self.has_cache(),
+            | FeatureId::ReservationPersistence
+            | FeatureId::VolatileWriteCache => true,
             FeatureId::InterruptCoalescing | FeatureId::InterruptVectorConfiguration => pcie,
             _ => false,
         }
     }
 
+    /// WCE: a medium behind it has a cache at the moment.
     fn has_cache(&self) -> bool {
         self.local.namespaces().iter().any(|n| n.limits.volatile_cache)
     }
@@ -171,7 +180,7 @@ impl Controller {
     fn set_value(self: &Rc<Self>, fid: FeatureId, nsid: u32, value: u32) -> Result<u32, Status> {
         let mut features = self.features.borrow_mut();
         match fid {
-            FeatureId::Arbitration => features.arbitration = value,
+            FeatureId::Arbitration => features.arbitration = value & !ARBITRATION_RESERVED,
             FeatureId::PowerManagement if PowerManagement::from_bits(value).ps() != 0 => {
                 return Err(Status::INVALID_FIELD);
             }
@@ -222,6 +231,7 @@ impl Controller {
             }
             FeatureId::WriteAtomicity => features.write_atomicity = value & 1,
             FeatureId::AsyncEventConfiguration => {
+                let value = value & self.events_that_come().into_bits();
                 self.events.borrow_mut().configuration = AsyncEventConfiguration::from_bits(value);
                 drop(features);
                 self.check_temperature();
@@ -235,12 +245,23 @@ impl Controller {
         Ok(0)
     }
 
+    /// The events that a host may ask for: what OAES and SMART / Health have.
+    fn events_that_come(&self) -> AsyncEventConfiguration {
+        match self.config.discovery {
+            true => AsyncEventConfiguration::new().with_dlpcn(true),
+            false => {
+                let warnings = CriticalWarning::from_bits(0x3f);
+                AsyncEventConfiguration::new().with_shcw(warnings).with_nan(true).with_anacn(true)
+            }
+        }
+    }
+
     /// Number of Queues: what is asked for, and no more than there are. On fabrics a queue is a pair.
     fn set_queues(&self, asked: NumberOfQueues) -> Result<u32, Status> {
         if asked.nsq_z() == u16::MAX || asked.ncq_z() == u16::MAX {
             return Err(Status::INVALID_FIELD);
         }
-        if self.shared.queue_count() > 1 {
+        if self.shared.queue_count() > 1 || self.port.has_completion_queues() {
             return Err(Status::COMMAND_SEQUENCE_ERROR);
         }
         let pairs_z = asked.nsq_z().min(asked.ncq_z());
@@ -262,8 +283,10 @@ impl Controller {
             }
             FeatureId::HostBehavior => {
                 let set = HostBehavior::read_from_bytes(data).map_err(|_| Status::INVALID_FIELD)?;
-                // Of these only ACRE means anything here.
-                if set.acre > 1 || set.etdas != 0 || set.lbafee != 0 || set.hdisns != 0 || set.cdfe != 0 {
+                // Of these only ACRE means anything here; of telemetry and dispersed namespaces there are none, whatever
+                // the host knows of them.
+                let known = [set.acre, set.etdas, set.hdisns].iter().all(|known| *known <= 1);
+                if !known || set.lbafee != 0 || set.cdfe != 0 {
                     return Err(Status::INVALID_FIELD);
                 }
                 self.heed_delays(set.acre == 1);
@@ -295,12 +318,12 @@ impl Controller {
             // Nothing is saved: what would be restored are the defaults.
             FeatureSelect::Default | FeatureSelect::Saved => true,
             FeatureSelect::SupportedCapabilities => {
-                return Ok(Reply::value(capabilities(fid).into_bits()).into());
+                return Ok(Reply::value(self.capabilities(fid).into_bits()).into());
             }
             _ => return Err(Status::INVALID_FIELD),
         };
-        let fresh = Features::new(self.shared.host().map(|h| h.id));
         let current = self.features.borrow();
+        let fresh = Features::new(self.shared.host().map(|h| h.id), current.since);
         let features = if default { &fresh } else { &*current };
         let value = match fid {
             FeatureId::Arbitration => features.arbitration,
@@ -314,7 +337,7 @@ impl Controller {
             FeatureId::NamespaceWriteProtection if default => 0,
             FeatureId::NamespaceWriteProtection => self.protection(sqe.nsid),
             FeatureId::InterruptCoalescing => features.coalescing,
-            FeatureId::VolatileWriteCache => VolatileWriteCache::new().with_wce(true).into_bits(),
+            FeatureId::VolatileWriteCache => VolatileWriteCache::new().with_wce(self.has_cache()).into_bits(),
             FeatureId::NumberOfQueues => {
                 let most = self.config.max_io_queues;
                 let (sqs, cqs) = match default {
@@ -335,6 +358,7 @@ impl Controller {
             FeatureId::WriteAtomicity => features.write_atomicity,
             FeatureId::AsyncEventConfiguration if default => 0,
             FeatureId::AsyncEventConfiguration => self.events.borrow().configuration.into_bits(),
+            FeatureId::KeepAliveTimer if default && self.config.fabrics => FABRICS_KATO,
             FeatureId::KeepAliveTimer if default => self.config.kato,
             FeatureId::KeepAliveTimer => self.kato(),
             FeatureId::Timestamp => return Ok(Outcome::ToHost(self.timestamp(features).as_bytes().to_vec())),
@@ -351,6 +375,13 @@ impl Controller {
         Ok(Reply::value(value).into())
     }
 
+    fn capabilities(&self, fid: FeatureId) -> FeatureCapabilities {
+        let given = fid == FeatureId::HostIdentifier && self.config.fabrics;
+        FeatureCapabilities::new()
+            .with_changeable(!is_fixed(fid) && !given)
+            .with_namespace_specific(is_of_namespaces(fid))
+    }
+
     /// Whether the temperature, which never changes, is outside the thresholds that the host has set.
     pub(super) fn is_outside_thresholds(&self) -> bool {
         let [over, under] = self.features.borrow().temperature;
@@ -363,17 +394,12 @@ impl Controller {
         }
     }
 
-    /// The time: the machine's, or the host's since it has set it.
+    /// The time since the last reset, or the host's since it has set it.
     fn timestamp(&self, features: &Features) -> Timestamp {
+        let since = |at| self.local.shard().now().saturating_sub(at) / 1_000_000;
         let (milliseconds, origin) = match features.timestamp {
-            Some((set, at)) => {
-                let since = self.local.shard().now().saturating_sub(at) / 1_000_000;
-                (set.saturating_add(since), SET_BY_HOST)
-            }
-            None => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-                (u64::try_from(now).unwrap_or(u64::MAX), 0)
-            }
+            Some((set, at)) => (set.saturating_add(since(at)), SET_BY_HOST),
+            None => (since(features.since), 0),
         };
         Timestamp::new().with_milliseconds(milliseconds & 0xffff_ffff_ffff).with_origin(origin)
     }
@@ -394,8 +420,4 @@ pub(super) fn is_of_namespaces(fid: FeatureId) -> bool {
 /// The cache is the medium's own, and always on.
 fn is_fixed(fid: FeatureId) -> bool {
     fid == FeatureId::VolatileWriteCache
-}
-
-fn capabilities(fid: FeatureId) -> FeatureCapabilities {
-    FeatureCapabilities::new().with_changeable(!is_fixed(fid)).with_namespace_specific(is_of_namespaces(fid))
 }

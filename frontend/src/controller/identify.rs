@@ -40,6 +40,19 @@ const UUID_INDEX: u32 = 0x7f;
 /// FB of VWC: Flush takes NSID FFFFFFFFh.
 const FLUSH_ALL: u8 = 3;
 
+/// ONCS: what the controller can do. Hosts look once, and namespaces come later: one that cannot do it refuses by
+/// itself.
+pub(super) fn abilities() -> Oncs {
+    Oncs::new()
+        .with_nvmcmps(true)
+        .with_nvmdsmsv(true)
+        .with_nvmwzsv(true)
+        .with_ssfs(true)
+        .with_nvmvfys(true)
+        .with_tss(true)
+        .with_reservs(true)
+}
+
 impl Controller {
     /// The 4096 bytes that an Identify command asks for.
     ///
@@ -63,7 +76,7 @@ impl Controller {
                 None => vec![0; IDENTIFY_LEN],
             },
             Cns::ActiveNamespaces | Cns::AllocatedNamespaces => self.active_namespaces(sqe.nsid)?,
-            Cns::NamespaceIdDescriptors => descriptors(&*self.active(sqe.nsid)?),
+            Cns::NamespaceIdDescriptors => descriptors(&*self.known(sqe.nsid)?.ok_or(Status::INVALID_FIELD)?),
             Cns::CommandSetNamespace | Cns::CommandSetAllocatedNamespace => {
                 nvm()?;
                 self.known(sqe.nsid)?;
@@ -79,7 +92,10 @@ impl Controller {
                 nvm()?;
                 self.active_namespaces(sqe.nsid)?
             }
-            Cns::IndependentNamespace => independent(&*self.active(sqe.nsid)?).as_bytes().to_vec(),
+            Cns::IndependentNamespace => match self.known(sqe.nsid)? {
+                Some(attachment) => independent(&attachment).as_bytes().to_vec(),
+                None => vec![0; IDENTIFY_LEN],
+            },
             Cns::AttachedControllers if sqe.nsid == NSID_ALL => return Err(Status::INVALID_FIELD),
             Cns::AttachedControllers => match self.known(sqe.nsid)? {
                 Some(_) => {
@@ -104,10 +120,6 @@ impl Controller {
             return Err(Status::INVALID_NAMESPACE_OR_FORMAT);
         }
         Ok(self.local.namespace(nsid))
-    }
-
-    fn active(&self, nsid: u32) -> Result<std::rc::Rc<Attachment>, Status> {
-        self.known(nsid)?.ok_or(Status::INVALID_NAMESPACE_OR_FORMAT)
     }
 
     fn active_namespaces(&self, above: u32) -> Result<Vec<u8>, Status> {
@@ -144,21 +156,6 @@ impl Controller {
             list.numid = list.numid.saturating_add(1);
         }
         list.as_bytes().to_vec()
-    }
-
-    /// ONCS: what every namespace can do.
-    pub(super) fn abilities(&self) -> Oncs {
-        let namespaces = self.local.namespaces();
-        let all =
-            |able: fn(&Attachment) -> bool| !namespaces.is_empty() && namespaces.iter().all(|n| able(n));
-        Oncs::new()
-            .with_nvmcmps(all(|n| n.limits.compare))
-            .with_nvmdsmsv(all(|n| n.limits.unmap))
-            .with_nvmwzsv(all(|n| n.limits.write_zeroes))
-            .with_ssfs(true)
-            .with_nvmvfys(true)
-            .with_tss(true)
-            .with_reservs(true)
     }
 
     fn identify_controller(&self) -> IdentifyController {
@@ -224,13 +221,11 @@ impl Controller {
         id.cqes = EntrySizes::new().with_min(4).with_max(4);
         id.nn = subsystem.max_namespaces();
         id.mnan = subsystem.max_namespaces();
-        id.oncs = self.abilities();
-        id.vwc = Vwc::new().with_vwcp(namespaces.iter().any(|n| n.limits.volatile_cache)).with_fb(FLUSH_ALL);
-        (id.awun_z, id.awupf_z) = (atomic_z, atomic_z);
-        if id.oncs.nvmcmps() {
-            id.fuses = Fuses::new().with_fcws(true);
-            id.acwu_z = atomic_z;
-        }
+        id.oncs = abilities();
+        // Whether or not a namespace with a cache is there yet: who sees none here never flushes one that comes.
+        id.vwc = Vwc::new().with_vwcp(true).with_fb(FLUSH_ALL);
+        (id.awun_z, id.awupf_z, id.acwu_z) = (atomic_z, atomic_z, atomic_z);
+        id.fuses = Fuses::new().with_fcws(true);
         // A power state must have a power: 25 W, in 10 mW.
         id.psd[0].mp = 2500;
         id
@@ -270,7 +265,7 @@ fn identify_namespace(attachment: &Attachment) -> IdentifyNamespace {
     id.nvmcap = u128::from(limits.bytes()).into();
     if granular {
         let z = zero_based(limits.write_granularity);
-        (id.npwg_z, id.npwa_z, id.npdg_z, id.npda_z) = (z, z, z, z);
+        (id.npwg_z, id.npwa_z, id.npdg_z, id.npda_z, id.nows_z) = (z, z, z, z, z);
     }
     id.anagrpid = GROUP;
     id.nsattr = id.nsattr.with_cwp(attachment.protection != Protection::None);

@@ -37,7 +37,9 @@ impl Controller {
     /// CC was written.
     pub(super) fn configure(self: &Rc<Self>, cc: Cc) {
         let before = self.registers().cc;
-        self.edit(|r| r.cc = cc);
+        // A reset leaves nothing of CC (3.7.2); a shutdown that the same write asks for is heeded.
+        let resets = before.en() && !cc.en();
+        self.edit(|r| r.cc = if resets { Cc::new().with_shn(cc.shn()) } else { cc });
         match (before.en(), cc.en()) {
             (false, true) if self.phase.get() == Phase::Disabled => self.enable(),
             (true, false) => self.reset(),
@@ -99,7 +101,10 @@ impl Controller {
     /// A reset of the transport (FLR, DEVICE_RESET): all registers as after power on, then as [`Controller::reset`].
     pub fn clear(self: &Rc<Self>) {
         self.edit(|r| *r = super::register::Registers { csts: r.csts, ..Default::default() });
-        self.reset();
+        match self.phase.get() {
+            Phase::Disabled => self.disabled(),
+            _ => self.reset(),
+        }
     }
 
     /// The host wrote the word to NSSR: every controller that there is now is reset.
@@ -149,11 +154,7 @@ impl Controller {
         match self.phase.get() {
             Phase::Resetting if self.shared.is_drained(!self.config.fabrics) => {
                 self.phase.set(Phase::Disabled);
-                self.edit(|r| r.csts = Csts::new().with_nssro(r.csts.nssro()));
-                self.forget_events();
-                self.forget_features();
-                self.forget_access_changes();
-                self.port().disabled();
+                self.disabled();
                 if self.registers().cc.en() {
                     self.enable();
                 }
@@ -169,14 +170,31 @@ impl Controller {
         }
     }
 
+    /// It is as a reset leaves it.
+    fn disabled(self: &Rc<Self>) {
+        self.next_shutdown();
+        self.edit(|r| r.csts = Csts::new().with_nssro(r.csts.nssro()));
+        self.forget_events();
+        self.forget_features();
+        self.forget_access_changes();
+        self.port().disabled();
+    }
+
+    /// The number of the shutdown that begins; those before have nothing more to say.
+    fn next_shutdown(&self) -> u64 {
+        self.shutdowns.set(self.shutdowns.get() + 1);
+        self.shutdowns.get()
+    }
+
     /// CC.SHN: everything that hosts wrote is on the media before SHST says that the shutdown is complete.
     fn shutdown(self: &Rc<Self>) {
+        let number = self.next_shutdown();
         self.edit(|r| r.csts.set_shst(SHST_OCCURRING));
         if !self.config.fabrics {
             self.stop_keep_alive();
         }
         let origin = Origin::new();
-        let flush = Rc::new(ShutdownFlush { controller: self.clone(), left: Default::default() });
+        let flush = Rc::new(ShutdownFlush { controller: self.clone(), number, left: Default::default() });
         let namespaces = self.local.namespaces();
         for attachment in &namespaces {
             flush.left.set(flush.left.get() + 1);
@@ -209,6 +227,7 @@ impl Controller {
 
 struct ShutdownFlush {
     controller: Rc<Controller>,
+    number: u64,
     left: std::cell::Cell<usize>,
 }
 
@@ -217,9 +236,15 @@ impl Issuer for ShutdownFlush {
         if let Err(error) = result {
             // SHST has no word for it, and CFS is one that a host heeds.
             tracing::error!(controller = ?self.controller.shared, %error, "flush at shutdown");
-            self.controller.edit(|r| r.csts.set_cfs(true));
         }
         self.left.set(self.left.get() - 1);
+        // A reset, and another shutdown, have made the controller another since.
+        if self.controller.shutdowns.get() != self.number {
+            return;
+        }
+        if result.is_err() {
+            self.controller.edit(|r| r.csts.set_cfs(true));
+        }
         if self.left.get() == 0 {
             self.controller.shutdown_complete();
         }

@@ -102,6 +102,11 @@ pub trait Port {
         Arc::default()
     }
 
+    /// Whether the host has made I/O completion queues.
+    fn has_completion_queues(&self) -> bool {
+        false
+    }
+
     /// Interrupt vectors that the host may use.
     fn vectors(&self) -> u16 {
         0
@@ -133,6 +138,8 @@ pub struct Controller {
     port: Box<dyn Port>,
     registers: RefCell<Registers>,
     phase: Cell<Phase>,
+    /// Shutdowns so far, and resets, which end them.
+    shutdowns: Cell<u64>,
     keep_alive: KeepAlive,
     ana: Cell<Ana>,
     features: RefCell<Features>,
@@ -168,9 +175,10 @@ impl Controller {
             port,
             registers: RefCell::default(),
             phase: Cell::new(Phase::Disabled),
+            shutdowns: Cell::new(0),
             keep_alive: KeepAlive::default(),
             ana: Cell::default(),
-            features: RefCell::new(Features::new(shared.host().map(|h| h.id))),
+            features: RefCell::new(Features::new(shared.host().map(|h| h.id), shard.now())),
             events: RefCell::default(),
             aborts: Aborts::default(),
             away: RefCell::default(),

@@ -10,6 +10,10 @@ use super::Controller;
 /// CAP.TO and CRTO.CRWMT: the longest wait for CSTS.RDY, in 500 ms.
 const READY_TIMEOUT: u8 = 40;
 
+/// The bits of CC and AQA that there are; the others stay zero.
+const CC_BITS: u32 = 0x01ff_fff1;
+const AQA_BITS: u32 = 0x0fff_0fff;
+
 /// What the host wrote, and what the controller answers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Registers {
@@ -54,7 +58,7 @@ const REGISTERS: &[Register] = &[
         width: 4,
         property: true,
         get: |c| u64::from(c.registers().cc.into_bits()),
-        set: Some(|c, v| c.configure(Cc::from_bits(v as u32))),
+        set: Some(|c, v| c.configure(Cc::from_bits(v as u32 & CC_BITS))),
     },
     Register {
         offset: offset::CSTS,
@@ -79,7 +83,7 @@ const REGISTERS: &[Register] = &[
         offset::AQA,
         4,
         |c| u64::from(c.registers().aqa.into_bits()),
-        |c, v| c.edit(|r| r.aqa = Aqa::from_bits(v as u32)),
+        |c, v| c.edit(|r| r.aqa = Aqa::from_bits(v as u32 & AQA_BITS)),
     ),
     pcie(offset::ASQ, 8, |c| c.registers().asq, |c, v| c.edit(|r| r.asq = v & !0xfff)),
     pcie(offset::ACQ, 8, |c| c.registers().acq, |c, v| c.edit(|r| r.acq = v & !0xfff)),

@@ -155,14 +155,16 @@ impl Shared {
         &self.stats
     }
 
-    /// `status` as its host heeds it: one that may pass tells when (CRD), if the host knows of that (ACRE).
+    /// `status` as its host heeds it: one that may pass tells when (CRD), if the host knows of that (ACRE). One that does
+    /// not know of that is not told Command Interrupted (Base 2.1, 5.1.25.1.14).
     pub(crate) fn timed(&self, status: Status) -> Status {
-        let which = match status.code() {
-            Status::COMMAND_INTERRUPTED => 1,
-            Status::NAMESPACE_NOT_READY => 2,
-            _ => return status,
-        };
-        if self.retry_delay.load(Ordering::Relaxed) { status.with_crd(which) } else { status }
+        let heeds = self.retry_delay.load(Ordering::Relaxed);
+        match status.code() {
+            Status::COMMAND_INTERRUPTED if heeds => status.with_crd(1),
+            Status::COMMAND_INTERRUPTED => Status::NAMESPACE_NOT_READY,
+            Status::NAMESPACE_NOT_READY if heeds => status.with_crd(2),
+            _ => status,
+        }
     }
 
     pub(super) fn set_retry_delay(&self, on: bool) {

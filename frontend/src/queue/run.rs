@@ -118,7 +118,7 @@ impl<T: Transport> Queue<T> {
                 let direction = if blocks.op == Op::Read { Direction::ToHost } else { Direction::FromHost };
                 self.transfer(ticket, sqe, direction, len, Pending::Blocks(attachment, blocks));
             }
-            Ok(Command::Blocks(blocks)) => self.start(ticket, attachment, blocks),
+            Ok(Command::Blocks(blocks)) => self.start(ticket, sqe, attachment, blocks),
         }
     }
 
@@ -238,7 +238,7 @@ impl<T: Transport> Queue<T> {
     /// A command has its data, or the room for it.
     fn go_on(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe, then: Pending) {
         match then {
-            Pending::Blocks(attachment, blocks) => self.start(ticket, attachment, blocks),
+            Pending::Blocks(attachment, blocks) => self.start(ticket, sqe, attachment, blocks),
             Pending::Fused(pair) => self.fused_data(ticket, pair, self.take_data(ticket)),
             Pending::Ranges(attachment) => {
                 let list = self.take_bytes(ticket);
@@ -277,10 +277,11 @@ impl<T: Transport> Queue<T> {
     }
 
     /// Does an operation on blocks whose memory the slot's I/O has.
-    fn start(self: &Rc<Self>, ticket: Ticket, attachment: Rc<Attachment>, whole: Blocks) {
+    fn start(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe, attachment: Rc<Attachment>, whole: Blocks) {
         let most = attachment.limits.max_blocks;
-        let pieces = match whole.op.has_data() && most != 0 && whole.blocks > most {
-            true => Pieces::Parts(Box::new(Parts { whole, data: self.take_data(ticket), done: 0 })),
+        let commit = attachment.limits.volatile_cache && nvm::commits_first(sqe);
+        let pieces = match commit || whole.op.has_data() && most != 0 && whole.blocks > most {
+            true => Pieces::Parts(Box::new(Parts { whole, data: self.take_data(ticket), commit, done: 0 })),
             false => Pieces::Whole(whole),
         };
         self.work(ticket, Work::new(attachment, pieces));
@@ -467,6 +468,10 @@ impl Work {
             Pieces::Whole(whole) => {
                 (request.op, request.lba, request.blocks) = (whole.op, whole.lba, whole.blocks);
                 return true;
+            }
+            Pieces::Parts(parts) | Pieces::Verify(parts) if parts.commit => {
+                parts.commit = false;
+                (Blocks { op: Op::Flush, lba: 0, blocks: 0 }, Sgl::empty())
             }
             Pieces::Parts(parts) => {
                 let (at, blocks) = parts.next(self.attachment.limits.max_blocks, u32::MAX);

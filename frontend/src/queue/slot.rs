@@ -82,6 +82,8 @@ pub(super) struct Parts {
     pub whole: Blocks,
     /// The memory of all of it; of a Verify, the buffer.
     pub data: Sgl,
+    /// A flush is the first of it.
+    pub commit: bool,
     /// So many blocks have ended or are under way.
     pub done: u32,
 }

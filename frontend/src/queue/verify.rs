@@ -10,7 +10,7 @@ use engine::mem::Buf;
 use super::slot::{Parts, Pieces, Stage, Work};
 use super::{Queue, Ticket, Transport};
 use crate::namespace::Attachment;
-use crate::nvm::Blocks;
+use crate::nvm::{self, Blocks};
 
 /// Bytes that are read at a time.
 const PIECE: usize = 128 << 10;
@@ -50,12 +50,14 @@ impl<T: Transport> Queue<T> {
             };
             let Some((ticket, attachment, whole)) = next else { return };
             // It may have been aborted meanwhile, and its slot be another's.
-            let waits = self.slots.borrow_mut().get(ticket).is_some_and(|s| matches!(s.stage, Stage::Queued));
-            if !waits {
-                continue;
-            }
+            let waits = self.slots.borrow_mut().get(ticket).and_then(|s| match s.stage {
+                Stage::Queued => Some(s.sqe),
+                _ => None,
+            });
+            let Some(sqe) = waits else { continue };
+            let commit = attachment.limits.volatile_cache && nvm::commits_first(&sqe);
             let len = ((whole.blocks as usize) << attachment.block_shift).min(PIECE);
-            let parts = Parts { whole, data: Buf::new(len).sgl(0, len), done: 0 };
+            let parts = Parts { whole, data: Buf::new(len).sgl(0, len), commit, done: 0 };
             self.work(ticket, Work::new(attachment, Pieces::Verify(Box::new(parts))));
             // It is at work, unless its namespace has changed too much.
             if self.slots.borrow_mut().get(ticket).is_some() {

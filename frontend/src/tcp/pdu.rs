@@ -182,12 +182,16 @@ impl Framer {
             data_len,
         };
         if !t.has_data() {
-            // ICReq; TermReq carries the header of a PDU of ours, which nobody reads.
-            let longest = if t == PduType::H2cTermReq { TERM_REQ_MAX as usize } else { hlen };
-            if plen < hlen || plen > longest {
-                return bad_plen;
-            }
-            return Ok(layout(hlen, plen.saturating_sub(hlen), 0, 0));
+            // ICReq; TermReq carries the header of a PDU of ours, which nobody reads. One of another length ends the
+            // connection as any does (3.5).
+            return match plen.checked_sub(hlen) {
+                Some(0) => Ok(layout(hlen, 0, 0, 0)),
+                Some(quoted) if t == PduType::H2cTermReq && plen <= TERM_REQ_MAX as usize => {
+                    Ok(layout(hlen, quoted, 0, 0))
+                }
+                _ if t == PduType::H2cTermReq => Ok(layout(hlen, 0, 0, 0)),
+                _ => bad_plen,
+            };
         }
         let hdgstf = ch.flags & flags::HDGSTF != 0;
         let ddgstf = ch.flags & flags::DDGSTF != 0;
@@ -213,6 +217,7 @@ impl Framer {
         let most = if t == PduType::CapsuleCmd { self.max_data.0 } else { self.max_data.1 };
         match rest.checked_sub(digest) {
             Some(data_len) if data_len > 0 && data_len <= most => Ok(layout(header, pad, data_len, digest)),
+            Some(1..) if t == PduType::H2cData => Err(Fatal::new(Fes::LimitExceeded, 0, Reason::PduLength)),
             _ => bad_plen,
         }
     }

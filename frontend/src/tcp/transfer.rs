@@ -181,11 +181,15 @@ impl Connection {
         if transfer.cid != header.cccid {
             return Err(Fatal::field(8, Reason::Transfer));
         }
-        let range = Err(Fatal::new(Fes::DataOutOfRange, 12, Reason::Transfer));
         let left = window.len.saturating_sub(window.received);
         let from = window.from.saturating_add(window.received);
-        if header.datao as usize != from || len > left {
-            return range;
+        let at = header.datao as usize;
+        if at != from || len > left {
+            // What was asked for, but not now, is out of sequence (3.3.2.2).
+            let end = window.from.saturating_add(window.len);
+            let inside = at >= window.from && at.saturating_add(len) <= end;
+            let fes = if inside { Fes::PduSequenceError } else { Fes::DataOutOfRange };
+            return Err(Fatal::new(fes, 0, Reason::Transfer));
         }
         if header.datal as usize != len {
             return Err(Fatal::field(16, Reason::Transfer));

@@ -223,12 +223,14 @@ fn a16_termination_by_the_host() {
         host.send(&bytes);
         assert!(host.receive().is_none(), "it is closed without an answer");
     }
-    let mut host = Host::open(rig.addr, 0);
-    let mut bytes = [0u8; 24];
-    (bytes[0], bytes[2], bytes[4]) = (2, 24, 153);
-    host.send(&bytes);
-    assert_eq!(host.terminated().fes, HEADER_FIELD);
-    assert_eq!(rig.target.rejections().count(Reason::HostTerminated), 4);
+    for plen in [0, 23, 153, 255] {
+        let mut host = Host::open(rig.addr, 0);
+        let mut bytes = [0u8; 24];
+        (bytes[0], bytes[2], bytes[4]) = (2, 24, plen);
+        host.send(&bytes);
+        assert!(host.receive().is_none() && host.is_closed(), "of a wrong length it is one as well (3.5)");
+    }
+    assert_eq!(rig.target.rejections().count(Reason::HostTerminated), 8);
     others_live(&rig);
 }
 

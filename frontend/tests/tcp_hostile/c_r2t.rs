@@ -12,7 +12,7 @@ use nvme_proto::{Sqe, Status};
 
 use super::common::stall::Stall;
 use super::common::{Host, Rig, pattern, rw};
-use super::{HEADER_FIELD, OUT_OF_RANGE, asked, others_live};
+use super::{HEADER_FIELD, LIMIT, OUT_OF_RANGE, SEQUENCE, asked, others_live};
 
 #[test]
 fn c28_to_c35_data_that_was_not_asked_for() {
@@ -22,13 +22,13 @@ fn c28_to_c35_data_that_was_not_asked_for() {
         ("no such tag", HEADER_FIELD, |h| h.ttag = 1),
         ("the largest tag", HEADER_FIELD, |h| h.ttag = 0xffff),
         ("another command", HEADER_FIELD, |h| h.cccid = 78),
-        ("a gap", OUT_OF_RANGE, |h| h.datao = 4096),
+        ("a gap", SEQUENCE, |h| h.datao = 4096),
         ("an offset beyond", OUT_OF_RANGE, |h| h.datao = u32::MAX),
         ("no length", HEADER_FIELD, |h| h.datal = 0),
         ("another length", HEADER_FIELD, |h| h.datal = 512),
         ("the largest length", HEADER_FIELD, |h| h.datal = u32::MAX),
         ("last too early", HEADER_FIELD, |h| h.ch.flags = flags::LAST_PDU),
-        ("misaligned", OUT_OF_RANGE, |h| h.datao = 1),
+        ("misaligned", SEQUENCE, |h| h.datao = 1),
     ];
     for (what, fes, edit) in cases {
         let (_admin, mut io, r2t) = asked(&rig);
@@ -61,7 +61,7 @@ fn c28_to_c35_data_that_was_not_asked_for() {
     bytes[3] = 24;
     bytes[4..8].copy_from_slice(&(24 + (128 << 10) + 4u32).to_le_bytes());
     io.send(&bytes);
-    assert_eq!(io.terminated().fes, HEADER_FIELD);
+    assert_eq!(io.terminated().fes, LIMIT);
     others_live(&rig);
 }
 
@@ -163,7 +163,8 @@ fn c31_overlaps_and_steps_back() {
         let (_admin, mut io, r2t) = asked(&rig);
         sent(&mut io, &r2t, |_| {});
         sent(&mut io, &r2t, |h| h.datao = datao);
-        assert_eq!(io.terminated().fes, OUT_OF_RANGE, "{datao} after 0 to 4096");
+        let terminated = io.terminated();
+        assert_eq!((terminated.fes, terminated.fei), (SEQUENCE, 0), "{datao} after 0 to 4096");
     }
     let (_admin, mut io) = rig.connect(0);
     assert_eq!(io.read(0, 65536).1, vec![0; 65536], "nothing of it was written");

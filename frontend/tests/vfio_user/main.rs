@@ -22,6 +22,7 @@ mod peer;
 mod refusals;
 mod rig;
 mod slow;
+mod specified;
 #[path = "../common/stall.rs"]
 mod stall;
 mod verify;

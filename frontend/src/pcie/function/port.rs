@@ -97,6 +97,10 @@ impl Port for FunctionPort {
         (VENDOR_ID, VENDOR_ID)
     }
 
+    fn has_completion_queues(&self) -> bool {
+        self.function().is_some_and(|f| f.cqs.borrow().keys().any(|qid| *qid != 0))
+    }
+
     fn vectors(&self) -> u16 {
         self.function().map_or(0, |f| f.interrupts.vectors() as u16)
     }
