@@ -122,7 +122,7 @@ pub struct Serve {
     #[arg(
         long,
         env = "ISTHMUS_REMOTE_KATO",
-        default_value_t = 15,
+        default_value_t = 5,
         value_parser = clap::value_parser!(u64).range(1..=3600),
         value_name = "SECONDS"
     )]

@@ -79,7 +79,10 @@ fn open_volume(dir: Option<&Path>, path: &Path, options: Options) -> io::Result<
     crate::bytes_of(block_size, blocks)?;
 
     let direct = direct(&file, block_size, read_only);
-    let unmap = !read_only && can_unmap(&file, size);
+    // A device with larger blocks than these goes by the page cache: there the kernel zeroes and discards whole blocks of
+    // the device alone, and none that are dirty.
+    let whole = meta.is_file() || direct.is_some();
+    let unmap = !read_only && whole && can_unmap(&file, size);
     let preferred = u32::try_from(meta.blksize()).unwrap_or(0);
     let mut limits = Limits {
         volatile_cache: true,
@@ -103,7 +106,7 @@ fn open_volume(dir: Option<&Path>, path: &Path, options: Options) -> io::Result<
         read_only,
         device: !meta.is_file(),
         limits,
-        zero_range: AtomicBool::new(true),
+        zero_range: AtomicBool::new(whole),
         failed: AtomicBool::new(false),
         stats: VolumeStats::default(),
     })

@@ -76,7 +76,7 @@ impl Config {
             queue_size: 128,
             hdgst: false,
             ddgst: false,
-            kato: Duration::from_secs(15),
+            kato: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(10),
             first_pause: Duration::from_millis(100),
             longest_pause: Duration::from_secs(5),

@@ -188,15 +188,17 @@ impl Lane {
 
     /// Connects this shard's queue to a new association.
     pub fn connect(&self, association: Association) {
-        if self.is_closed() || self.elsewhere.borrow().is_some() {
+        if self.is_closed() {
             return;
         }
         let queue = self.remote.queue_of(self.shard.id());
-        if queue > association.queues {
+        if self.elsewhere.borrow().is_none() && queue > association.queues {
             let home = self.remote.shard_of_queue((queue - 1) % association.queues + 1);
             self.each(|c| c.go_elsewhere(&home));
             self.elsewhere.replace(Some(home));
-            return;
+        }
+        if self.elsewhere.borrow().is_some() {
+            return self.lay_ghosts(association.fence);
         }
         let Some(me) = self.me.upgrade() else { return };
         let task = self.shard.spawn(async move {
@@ -207,14 +209,29 @@ impl Lane {
         self.task.replace(Some(task));
     }
 
-    /// The life of one connection; how it ended.
-    async fn run(&self, qid: u16, association: Association) -> Reason {
-        // The connection before may still be on its way out.
+    /// There is no connection any more, and what the last one had of writes is over at `fence`.
+    fn lay_ghosts(&self, fence: u64) {
+        let Some(me) = self.me.upgrade() else { return };
+        let task = self.shard.spawn(async move {
+            me.leave().await;
+            me.shard.sleep(Duration::from_nanos(fence.saturating_sub(me.shard.now()))).await;
+            me.exorcise();
+        });
+        self.task.replace(Some(task));
+    }
+
+    /// Waits for the end of the connection before, which may still be on its way out.
+    async fn leave(&self) {
         let before = self.conn.borrow().clone();
         if let Some(before) = before {
             before.fail(Reason::Reset);
             before.closed.wait().await;
         }
+    }
+
+    /// The life of one connection; how it ended.
+    async fn run(&self, qid: u16, association: Association) -> Reason {
+        self.leave().await;
         let wait = self.remote.config().connect_timeout;
         let conn = match within(&self.shard, wait, self.bring_up(qid, &association)).await {
             Some(Ok(conn)) => conn,

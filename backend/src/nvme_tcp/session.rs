@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use engine::{Shard, ShardHandle, Task};
 use nvme_proto::aen;
+use nvme_proto::identify::IdentifyController;
 use nvme_proto::log::LogId;
 use tracing::{info, warn};
 
@@ -89,6 +90,15 @@ impl Session {
     }
 }
 
+/// How long after its loss a controller may still execute what it had, in nanoseconds: it may notice twice the keep-alive
+/// timeout after it last heard of its host, three times that after the loss where any command counts as a Keep Alive, and
+/// then takes CQT (Base 2.1, 9.6.2).
+fn quiescence(kato: Duration, identify: &IdentifyController) -> u64 {
+    let times = if identify.ctratt.tbkas() { 3 } else { 2 };
+    let quiesce = kato * times + Duration::from_millis(identify.cqt.into());
+    u64::try_from(quiesce.as_nanos()).unwrap_or(u64::MAX)
+}
+
 impl Inner {
     fn add_lane(&self, shard: ShardHandle) {
         if let Some(association) = &*self.association.borrow() {
@@ -128,8 +138,7 @@ impl Inner {
                 Ok(facts) => {
                     (was_live, said) = (true, None);
                     let reason = self.serve(&facts).await;
-                    let quiesce = config.kato + Duration::from_millis(u64::from(facts.identify.cqt));
-                    let quiesce = u64::try_from(quiesce.as_nanos()).unwrap_or(0);
+                    let quiesce = quiescence(config.kato, &facts.identify);
                     self.fence.set(self.shard.now().saturating_add(quiesce));
                     reason
                 }

@@ -1,6 +1,6 @@
 //! What the shards of a controller's queues share of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -54,6 +54,8 @@ struct Queues {
     /// Whether I/O queues are taken.
     enabled: bool,
     links: BTreeMap<u16, Box<dyn QueueLink>>,
+    /// Those of them that take their commands back.
+    closing: BTreeSet<u16>,
     /// Somebody waits for all queues to end; `Some(true)`: the admin queue too.
     waiting: Option<bool>,
 }
@@ -242,6 +244,16 @@ impl Shared {
         self.ending.load(Ordering::Acquire)
     }
 
+    /// A queue takes its commands back.
+    pub(crate) fn queue_closes(&self, qid: u16) {
+        self.queues().closing.insert(qid);
+    }
+
+    /// Whether commands are being taken back that may still land: of the controller, or of one of its queues.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.is_ending() || !self.queues().closing.is_empty()
+    }
+
     pub(super) fn set_ending(&self) {
         self.ending.store(true, Ordering::Release);
     }
@@ -324,6 +336,7 @@ impl Shared {
         let drained = {
             let mut queues = self.queues();
             queues.links.remove(&qid);
+            queues.closing.remove(&qid);
             let drained = queues.waiting.is_some_and(|all| queues.is_drained(all));
             if drained {
                 queues.waiting = None;

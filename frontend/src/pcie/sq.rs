@@ -380,9 +380,10 @@ impl Transport for Sq {
     }
 
     fn complete(&self, command: Fetched, completion: Completion, data: &mut Sgl) {
-        match command.staged.filter(|_| !data.is_empty()) {
-            Some(to) => {
-                let (queue, data) = (self.function.queue(self.qid), std::mem::take(data));
+        let staged = command.staged.filter(|_| !data.is_empty());
+        match staged.and_then(|to| Some((to, self.function.queue(self.qid)?))) {
+            Some((to, queue)) => {
+                let data = std::mem::take(data);
                 staged::deliver(&self.function, queue, to, completion, data, command.reserved);
             }
             None => self.post(&completion, command.reserved),

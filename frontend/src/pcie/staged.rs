@@ -51,15 +51,18 @@ pub(crate) fn begin(
     runs: Runs,
 ) -> Staged {
     let staged = Staged::default();
+    // This queue and no later one of its QID, whose tickets would be the same.
+    let queue = function.queue(qid).map(|queue| Rc::downgrade(&queue)).unwrap_or_default();
     let (function, to) = (function.clone(), staged.clone());
     let shard = function.shard.clone();
     let gather = async move {
-        while function.staged.get() + len > BUDGET && function.queue(qid).is_some() {
+        let waits = || queue.upgrade().is_some_and(|queue| !queue.is_closing());
+        while function.staged.get() + len > BUDGET && waits() {
             function.shard.sleep(Duration::from_millis(1)).await;
         }
         let hold = Hold::new(&function, len);
         let result = gather(&function, direction, len, walk, runs, &to).await;
-        if let Some(queue) = function.queue(qid) {
+        if let Some(queue) = queue.upgrade() {
             queue.data(ticket, result);
         }
         drop(hold);
@@ -134,13 +137,12 @@ fn pieces(runs: &[Run]) -> impl Iterator<Item = (Option<u64>, usize)> + '_ {
 /// Brings a read's data to the guest and then completes its command.
 pub(crate) fn deliver(
     function: &Rc<Function>,
-    queue: Option<Rc<Queue<Sq>>>,
+    queue: Rc<Queue<Sq>>,
     to: Staged,
     mut completion: Completion,
     data: Sgl,
     reserved: bool,
 ) {
-    let Some(queue) = queue else { return };
     let function = function.clone();
     let shard = function.shard.clone();
     let deliver = async move {
@@ -149,9 +151,11 @@ pub(crate) fn deliver(
             completion.reply = Reply::from(status);
         }
         drop(hold);
-        // A queue that closes has no host any more that would expect it.
-        if !queue.is_closing() {
-            queue.transport().post(&completion, reserved);
+        // A queue that closes has no host any more that would expect it, but its completion queue may have others.
+        match queue.is_closing() {
+            false => queue.transport().post(&completion, reserved),
+            true if reserved => queue.transport().cq().release(),
+            true => {}
         }
     };
     shard.spawn(deliver).detach();
@@ -161,13 +165,10 @@ async fn scatter(function: &Rc<Function>, queue: &Queue<Sq>, data: &Sgl, runs: &
     let mut at = 0;
     let mut piece = Vec::new();
     for (gpa, len) in pieces(runs.as_slice()) {
-        if queue.is_closing() {
-            return Err(Status::ABORTED_SQ_DELETION);
-        }
         if let Some(gpa) = gpa {
             piece.resize(len, 0);
             data.copy_out(at, &mut piece);
-            write(function, gpa, &piece).await?;
+            write(function, gpa, &piece, || !queue.is_closing()).await?;
         }
         at += len;
     }
@@ -198,8 +199,9 @@ impl Late {
         let post = async move {
             loop {
                 let Some((cq, gpa, cqe)) = function.late().waiting.borrow_mut().pop_front() else { break };
-                // An entry that its host refuses is lost to it, and to it alone.
-                if write(&function, gpa, cqe.as_bytes()).await.is_ok() {
+                // An entry that its host refuses is lost to it, and to it alone; one of a queue that is gone is nobody's.
+                let is_there = || function.cq(cq.qid).is_some_and(|now| Rc::ptr_eq(&now, &cq));
+                if write(&function, gpa, cqe.as_bytes(), is_there).await.is_ok() {
                     function.arrived(&cq);
                 }
             }
@@ -244,10 +246,18 @@ pub(crate) async fn read(function: &Rc<Function>, gpa: u64, to: &mut [u8]) -> Re
     Ok(())
 }
 
-/// Writes guest memory of either kind.
-pub(crate) async fn write(function: &Rc<Function>, gpa: u64, from: &[u8]) -> Result<(), Status> {
+/// Writes guest memory of either kind, as long as it is `wanted`.
+async fn write(
+    function: &Rc<Function>,
+    gpa: u64,
+    from: &[u8],
+    wanted: impl Fn() -> bool,
+) -> Result<(), Status> {
     let mut done = 0;
     while done < from.len() {
+        if !wanted() {
+            return Err(Status::ABORTED_SQ_DELETION);
+        }
         let at = gpa.checked_add(done as u64).ok_or(FAILED.dnr())?;
         let put = function.memory.borrow().write(at, &from[done..]);
         match put {

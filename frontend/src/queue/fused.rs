@@ -177,12 +177,12 @@ impl<T: Transport> Queue<T> {
         if !ready {
             return;
         }
-        let (shard, key, first) = (self.local.shard().handle(), self.key(), pair.first);
+        let (shard, key, origin, first) = (self.local.shard().handle(), self.key(), self.origin, pair.first);
         let Blocks { lba, blocks, .. } = pair.blocks;
         let range = lba..lba + u64::from(blocks);
         let granted = move |lock: RangeGuard| {
             shard.run(move |shard| {
-                if let Some(queue) = shard.local::<Queue<T>>(key) {
+                if let Some(queue) = shard.local::<Queue<T>>(key).filter(|queue| queue.origin == origin) {
                     queue.run_pair(first, lock);
                 }
             });

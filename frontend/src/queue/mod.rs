@@ -93,7 +93,7 @@ impl<T: Transport> Queue<T> {
             token: RefCell::default(),
         });
         let key = queue.key();
-        let link = Link::<T> { shard: shard.handle(), key, queue: PhantomData };
+        let link = Link::<T> { shard: shard.handle(), key, origin, queue: PhantomData };
         let token = shared.attach(config.qid, Box::new(link))?;
         queue.token.replace(Some(token));
         shard.put_local(key, queue.clone());
@@ -201,6 +201,7 @@ impl<T: Transport> Queue<T> {
         if self.closing.replace(true) {
             return;
         }
+        self.shared.queue_closes(self.qid);
         self.transport.closing();
         self.local.revoke(Scope::Origin(self.origin));
         let waiting = self.slots.borrow().waiting();
@@ -239,14 +240,16 @@ impl<T: Transport> AdminQueue for Queue<T> {
 struct Link<T> {
     shard: ShardHandle,
     key: u64,
+    /// Whose it is: another queue may come to lie at the same address.
+    origin: Origin,
     queue: PhantomData<fn() -> T>,
 }
 
 impl<T: Transport> Link<T> {
     fn run(&self, f: impl FnOnce(&Rc<Queue<T>>) + Send + 'static) {
-        let key = self.key;
+        let (key, origin) = (self.key, self.origin);
         self.shard.run(move |shard| {
-            if let Some(queue) = shard.local::<Queue<T>>(key) {
+            if let Some(queue) = shard.local::<Queue<T>>(key).filter(|queue| queue.origin == origin) {
                 f(&queue);
             }
         });

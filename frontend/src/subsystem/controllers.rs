@@ -98,9 +98,9 @@ impl Subsystem {
         self.state().controllers.get(&cntlid).cloned()
     }
 
-    /// Whether a controller of that host is ending: commands of it may still land.
-    pub(crate) fn has_ending(&self, host: &Host) -> bool {
-        self.state().controllers.values().any(|c| c.host() == Some(host) && c.is_ending())
+    /// Whether commands of that host are being taken back: they may still land.
+    pub(crate) fn is_draining(&self, host: &Host) -> bool {
+        self.controllers().iter().any(|c| c.host() == Some(host) && c.is_draining())
     }
 
     /// Has the queues of that host look whether it is gone; `done` is dropped when that is known.

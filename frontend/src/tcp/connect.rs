@@ -133,7 +133,7 @@ impl Connection {
         let probed = Arc::new(());
         subsystem.probe(&host, &probed);
         let mut looks = 0;
-        while Arc::strong_count(&probed) > 1 || subsystem.has_ending(&host) {
+        while Arc::strong_count(&probed) > 1 || subsystem.is_draining(&host) {
             if looks == LOOKS || self.phase.get() != Phase::Connecting {
                 return Err(busy);
             }

@@ -75,6 +75,8 @@ pub enum Answers {
     Empty,
     /// Not at all.
     Never,
+    /// Right, but not before [`Client::answer_at_last`].
+    Later,
 }
 
 pub struct Client {
@@ -94,6 +96,8 @@ pub struct Client {
     pub answers: Answers,
     /// Questions that the server asked.
     pub asked: usize,
+    /// Answers that wait, oldest first.
+    pub withheld: Vec<Vec<u8>>,
 }
 
 impl Queue {
@@ -163,6 +167,7 @@ impl Client {
             rung: 0,
             answers: Answers::Right,
             asked: 0,
+            withheld: Vec::new(),
         };
         let reply = client.ask(command::VERSION, &[&[0, 0, 0, 0], json].concat(), &[]);
         assert_eq!(reply.errno, 0);
@@ -244,7 +249,7 @@ impl Client {
             _ => panic!("the server asks {command}"),
         }
         match self.answers {
-            Answers::Right => {}
+            Answers::Right | Answers::Later => {}
             Answers::Refused => errno = 14,
             Answers::OfOther => answer[0] ^= 1,
             Answers::Short => drop(answer.pop()),
@@ -258,7 +263,28 @@ impl Client {
         bytes.extend(command.to_le_bytes());
         bytes.extend(words(&[16 + answer.len() as u32, flags, errno]));
         bytes.extend(answer);
-        self.stream.write_all(&bytes).unwrap();
+        match self.answers {
+            Answers::Later => self.withheld.push(bytes),
+            _ => self.stream.write_all(&bytes).unwrap(),
+        }
+    }
+
+    /// Waits until the server has asked so many questions that are not answered yet.
+    pub fn withhold(&mut self, questions: usize) {
+        self.answers = Answers::Later;
+        let until = Instant::now() + PATIENCE;
+        while self.withheld.len() < questions {
+            assert!(Instant::now() < until, "{} questions", self.withheld.len());
+            self.serve_pending();
+        }
+        self.answers = Answers::Right;
+    }
+
+    /// Gives the answers that wait, in their order.
+    pub fn answer_at_last(&mut self) {
+        for bytes in std::mem::take(&mut self.withheld) {
+            self.stream.write_all(&bytes).unwrap();
+        }
     }
 
     /// Serves what the server asks at the moment.

@@ -172,3 +172,68 @@ fn answers_that_never_come() {
         neighbour.is_well();
     }
 }
+
+/// What was asked for a command of a queue that is gone answers nobody: not the first command of the next queue with its
+/// QID, which is as much the first of its slot.
+#[test]
+fn answers_that_come_after_their_queue() {
+    let rig = Rig::new("too-late", Doorbells::Trapped);
+    let mut c = bench(&rig);
+    let mut q = c.create(1, 64);
+    assert!(c.run(&mut q, rw(true, 0, 8, DATA, 0)).status().is_success());
+    for way in 0..4 {
+        c.post(0x14, 0);
+        c.wait_csts(1, 0);
+        c.enable();
+        let mut q = c.create(1, 64);
+        c.put(DATA, &[0xaa; 4096]);
+        c.submit(&mut q, rw(true, 800, 8, DATA, 0));
+        c.withhold(1);
+        if way % 2 == 0 {
+            c.post(0x14, 0);
+            c.wait_csts(1, 0);
+            c.enable();
+        } else {
+            for opc in [0, 4] {
+                assert!(c.admin(Sqe { opc, cdw10: 1, ..Sqe::default() }).status().is_success());
+            }
+        }
+        let mut q = c.create(1, 64);
+        c.put(DATA + 0x10000, &[0xbb; 4096]);
+        c.put(DATA + 0x20000, &longs(&[8 << 32, 1600]).repeat(256));
+        let deallocate =
+            Sqe { opc: 9, nsid: 1, cdw10: 255, cdw11: 4, dptr: [DATA + 0x20000, 0], ..Sqe::default() };
+        let next = if way < 2 { rw(true, 1600, 8, DATA + 0x10000, 0) } else { deallocate };
+        c.submit(&mut q, next);
+        c.withhold(2);
+        c.answer_at_last();
+        assert_eq!(c.wait(&mut q).status(), Status::SUCCESS);
+        for (lba, byte) in [(800, 0), (1600, if way < 2 { 0xbb } else { 0 })] {
+            assert!(c.run(&mut q, rw(false, lba, 8, 0x500000, 0)).status().is_success());
+            assert_eq!(c.get(0x500000, 4096), [byte; 4096], "block {lba}, {way}");
+        }
+    }
+}
+
+/// Reads that are on their way to the host when their queue is deleted leave its completion queue as wide as it was.
+#[test]
+fn reads_on_their_way_give_their_entries_back() {
+    let rig = Rig::new("entries-back", Doorbells::Trapped);
+    let mut c = bench(&rig);
+    let mut q = c.create(1, 4);
+    assert!(c.run(&mut q, rw(true, 0, 8, DATA, 0)).status().is_success());
+    for _ in 0..8 {
+        // Another submission queue with the same completion queue.
+        let sq =
+            Sqe { opc: 1, dptr: [0x600000, 0], cdw10: 3 << 16 | 2, cdw11: 1 << 16 | 1, ..Sqe::default() };
+        assert!(c.admin(sq).status().is_success());
+        c.put(0x600000, &[0; 256]);
+        let read = Sqe { cid: 7, ..rw(false, 0, 8, DATA, 0) };
+        c.put(0x600000, read.as_bytes());
+        c.ring(2, false, 1);
+        c.withhold(1);
+        assert!(c.admin(Sqe { cdw10: 2, ..Sqe::default() }).status().is_success());
+        c.answer_at_last();
+        assert!(c.run(&mut q, rw(false, 0, 8, 0x500000, 0)).status().is_success());
+    }
+}

@@ -193,6 +193,10 @@ impl FaultChannel {
     /// Does what the I/O asks, or ends it as a rule says.
     fn act(&self, io: Io, instead: Option<IoResult>) {
         if let Some(result) = instead {
+            // Nothing is read, and what the memory held before is nobody's.
+            if result.is_ok() && io.op() == Op::Read {
+                io.sgl().zero(0, io.sgl().len());
+            }
             return self.finish(io, result);
         }
         if self.volume.cache.is_none() {
