@@ -8,10 +8,11 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use common::stall::Stall;
-use common::{Host, Rig, SUBNQN, pattern, rw};
+use common::{HOSTNQN, Host, Rig, SUBNQN, connect_data, pattern, rw};
 use engine::IoError;
 use frontend::Namespace;
 use nvme_proto::dptr::SglDescriptor;
+use nvme_proto::fabrics::{Cattr, Connect};
 use nvme_proto::register::offset;
 use nvme_proto::{Sqe, Status};
 
@@ -76,6 +77,44 @@ fn a_lost_hosts_writes_end_before_it_is_admitted_again() {
         back.join().unwrap();
         drop(admin);
     }
+}
+
+/// A host that takes SQHD for what it says never sends more than there is room for.
+#[test]
+fn sqhd_gives_leave_for_no_more_commands_than_there_are_slots() {
+    let (rig, volume) = rig(true);
+    let (_admin, mut io) = {
+        let mut admin = Host::open(rig.addr, 0);
+        let cntlid = admin.connect_admin(SUBNQN, 0);
+        admin.enable();
+        let mut io = Host::open(rig.addr, 0);
+        let connect = Connect { recfmt: 0, qid: 1, sqsize_z: 15, cattr: Cattr::new(), kato: 0 };
+        let cqe = io.connect(connect, &connect_data(SUBNQN, HOSTNQN, cntlid));
+        assert!(cqe.status().is_success());
+        assert_eq!(cqe.sqhd, 1, "the Connect was the first entry");
+        (admin, io)
+    };
+    let (mut head, mut tail, mut cid) = (1u16, 1u16, 0);
+    for round in 0..40 {
+        // As many as SQHD leaves room for.
+        let room = (head + 15 - tail) % 16;
+        send_writes(&mut io, &volume, cid..cid + room);
+        (tail, cid) = ((tail + room) % 16, cid + room);
+        volume.release(Ok(()));
+        let ends = if round % 2 == 0 { room } else { room.min(15) };
+        for _ in 0..ends {
+            let (cqe, _) = io.complete(&[]);
+            assert!(cqe.status().is_success());
+            head = cqe.sqhd;
+        }
+        assert_eq!(head, tail, "all that was sent is consumed");
+    }
+    // Some that do not end, and one that does: there is room for one more, and not for fifteen.
+    send_writes(&mut io, &volume, cid..cid + 14);
+    let (cqe, _) = io.run(rw(2, 0, 512), &[], 512);
+    assert!(cqe.status().is_success());
+    assert_eq!((cqe.sqhd + 16 - head) % 16, 1);
+    volume.release(Ok(()));
 }
 
 #[test]

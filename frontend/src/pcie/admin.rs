@@ -145,7 +145,7 @@ fn delete_sq(function: &Function, ticket: Ticket, sqe: &Sqe) -> Outcome {
     Outcome::Later
 }
 
-fn doorbell_buffers(function: &Function, sqe: &Sqe) -> Result<(), Status> {
+fn doorbell_buffers(function: &Rc<Function>, sqe: &Sqe) -> Result<(), Status> {
     let prp = sqe.prp();
     // They are read and written one word at a time, which is nothing for messages.
     let mapped = |gpa: u64| function.memory.borrow().load_u32(gpa).is_ok();

@@ -112,6 +112,10 @@ impl ConfigSpace {
         for (i, new) in from.iter().enumerate() {
             let at = at.saturating_add(i);
             let (Some(byte), Some(mask)) = (self.bytes.get_mut(at), self.writable.get(at)) else { break };
+            // There is no D1 and no D2: whoever writes them changes nothing.
+            if at == usize::from(PM).saturating_add(4) && matches!(new & 3, 1 | 2) {
+                continue;
+            }
             *byte = *byte & !mask | new & mask;
             effect.reset |= at == DEVICE_CONTROL.saturating_add(1) && new & FLR != 0;
             effect.interrupts |= at == COMMAND.saturating_add(1) || at == usize::from(MSIX).saturating_add(3);

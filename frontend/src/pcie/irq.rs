@@ -219,12 +219,16 @@ impl Interrupts {
     }
 }
 
-/// Puts another line in a line's place. A write of the old one that hangs is taken back, lest its descriptor stay.
+/// Puts another line in a line's place. A write of the old one that hangs is taken back, lest its descriptor stay; the
+/// new one signals in its stead.
 fn replace(to: &mut Option<Rc<Line>>, line: Option<Rc<Line>>) {
     if let Some(old) = std::mem::replace(to, line) {
-        old.again.set(false);
+        let owes = old.again.replace(false) | old.writing.get().is_some();
         if let Some(op) = old.writing.get() {
             old.shard.ring().cancel(op);
+        }
+        if let Some(new) = to.as_ref().filter(|_| owes) {
+            new.signal();
         }
     }
 }

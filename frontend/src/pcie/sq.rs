@@ -120,6 +120,11 @@ impl Sq {
         Ok(())
     }
 
+    /// Whether there are commands that were not fetched, as far as it has looked.
+    pub fn has_commands(&self) -> bool {
+        self.head.get() != self.tail.get()
+    }
+
     /// Whether a command can be fetched.
     pub fn has_work(&self, queue: &Queue<Sq>) -> bool {
         if self.look().is_err() {

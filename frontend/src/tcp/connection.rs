@@ -264,8 +264,6 @@ impl Connection {
             }
             return Ok(());
         };
-        let head = self.sqhd.get().saturating_add(1);
-        self.sqhd.set(if head >= self.entries.get() { 0 } else { head });
         let held = data.as_ref().map_or(0, |data| data.len().max(self.rx.borrow().share()));
         self.home.inflow.take(&self.capsules, held);
         let Err(capsule) = queue.execute(sqe, Capsule { data, intact, held }) else { return Ok(()) };
@@ -275,6 +273,13 @@ impl Connection {
         }
         // More commands than the queue has entries: the host does not keep to SQ flow control.
         Err(Fatal::new(Fes::LimitExceeded, 0, Reason::QueueOverrun))
+    }
+
+    /// A command has ended: SQHD moves on. Not when one comes, since a host may take SQHD for leave to send, and there are
+    /// as many slots as entries.
+    pub fn consumed(&self) {
+        let head = self.sqhd.get().saturating_add(1);
+        self.sqhd.set(if head >= self.entries.get() { 0 } else { head });
     }
 
     /// Sends a response capsule at the end of the turn.

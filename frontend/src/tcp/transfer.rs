@@ -277,6 +277,9 @@ impl Transport for Wire {
                 }
             }
             (FabricsType::Connect, _) => Status::COMMAND_SEQUENCE_ERROR.dnr().into(),
+            (FabricsType::Disconnect, None) if sqe.cdw10 & 0xffff != 0 => {
+                Status::CONNECT_INCOMPATIBLE_FORMAT.dnr().into()
+            }
             (FabricsType::Disconnect, None) => {
                 // Sends its answer, and closes.
                 self.0.farewell();
@@ -334,6 +337,7 @@ impl Transport for Wire {
 
     fn complete(&self, capsule: Capsule, completion: Completion, data: &mut Sgl) {
         let connection = &self.0;
+        connection.consumed();
         if capsule.held > 0 {
             connection.home.inflow.give_back(&connection.capsules, capsule.held);
         }

@@ -341,6 +341,8 @@ fn d43_fabrics_commands_on_an_io_queue() {
     }
     let set = Property { offset: offset::CC, size: 0, value: 0 }.set(0);
     assert_eq!(io.run(set, &[], 0).0.status(), Status::INVALID_OPCODE.dnr());
+    let disconnect = Sqe { opc: 0x7f, nsid: 8, cdw10: 1, ..Sqe::default() };
+    assert_eq!(io.run(disconnect, &[], 0).0.status(), Status::CONNECT_INCOMPATIBLE_FORMAT.dnr(), "RECFMT");
     assert_eq!(admin.property_get(offset::CSTS, 0) & 1, 1, "nothing was reset");
     for fctype in 0..=0xffu32 {
         // Connect is out of sequence, and Disconnect ends the queue.

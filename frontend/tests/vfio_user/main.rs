@@ -148,6 +148,34 @@ fn the_pin_interrupts_until_entries_are_consumed() {
     await_event(&pin);
 }
 
+/// The pin's client waits for an access to a BAR: with shadow doorbells the host must be asked for one.
+#[test]
+fn the_pin_is_served_by_a_doorbell_rung_for_real() {
+    for (name, doorbells) in BOTH {
+        let rig = Rig::new(&format!("intx-shadow-{name}"), doorbells);
+        let mut c = rig.host();
+        let pin = event();
+        use std::os::fd::AsFd;
+        let set = |flags| words(&[20, flags, 0, 0, 1]);
+        assert_eq!(c.ask(command::SET_IRQS, &set(4 | 32), &[pin.as_fd()]).errno, 0);
+        let mut q = c.create(1, 16);
+        let (shadow, events) = (DATA + 0x400000, DATA + 0x401000);
+        c.put(shadow, &[0; 0x2000]);
+        let config = Sqe { opc: 0x7c, dptr: [shadow, events], ..Sqe::default() };
+        assert!(c.admin(config).status().is_success());
+        c.shadow = Some((shadow, events));
+        let _ = pin.read();
+        for round in 0..40 {
+            assert_eq!(c.ask(command::SET_IRQS, &set(1 | 16), &[]).errno, 0);
+            c.submit(&mut q, rw(false, 0, 8, DATA, 0));
+            await_event(&pin);
+            let before = c.rung;
+            assert!(c.wait(&mut q).status().is_success());
+            assert_eq!(c.rung, before + 1, "the head's doorbell in round {round}");
+        }
+    }
+}
+
 #[test]
 fn g83_a_vector_without_a_descriptor_is_pending_until_it_gets_one() {
     let rig = Rig::new("pending", Doorbells::Mapped);

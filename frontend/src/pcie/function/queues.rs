@@ -63,7 +63,12 @@ impl Function {
     }
 
     /// Doorbell Buffer Config.
-    pub fn set_shadow(&self, shadow: Shadow) {
+    pub fn set_shadow(self: &Rc<Self>, shadow: Shadow) {
+        // What was rung before is not to be lost.
+        for queue in self.sqs.borrow().iter() {
+            let _ = queue.transport().look();
+        }
+        self.cqs.borrow().values().for_each(|cq| self.look_at_head(cq));
         self.bells.shadow.set(Some(shadow));
         let memory = self.memory.borrow();
         for queue in self.sqs.borrow().iter() {
@@ -133,7 +138,8 @@ impl Function {
 
     /// Whether [`Function::drain_completions`] has reason to look.
     fn can_drain(&self) -> bool {
-        self.cq(0).is_some_and(|cq| cq.has_waiting() && cq.has_moved(&self.memory.borrow(), &self.bells))
+        let can = |cq: &Cq| cq.has_room() || cq.has_moved(&self.memory.borrow(), &self.bells);
+        self.cq(0).is_some_and(|cq| cq.has_waiting() && can(&cq))
     }
 
     /// Nobody tells of a mapped doorbell, and a completion queue with room is not asked for its head: whether a host
@@ -171,7 +177,16 @@ impl Function {
         let mut level = false;
         for cq in self.cqs.borrow().values() {
             let Some(vector) = cq.vector.filter(|_| cq.is_pending()) else { continue };
-            self.look_at_head(cq);
+            // The pin's client learns that it was served by a doorbell that is rung for real.
+            loop {
+                let head = cq.head();
+                self.bells.arm(&self.memory.borrow(), Bell::Head(cq.qid), head);
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                self.look_at_head(cq);
+                if cq.head() == head {
+                    break;
+                }
+            }
             let held = cq.held.get();
             level |= cq.is_pending() && !held && masked & 1u32.wrapping_shl(vector.into()) == 0;
         }
@@ -210,7 +225,11 @@ impl Poller for Function {
             for queue in self.sqs.borrow().iter() {
                 self.bells.arm(&memory, Bell::Tail(queue.qid()), queue.transport().tail());
             }
-            for cq in self.cqs.borrow().values().filter(|cq| cq.is_starved()) {
+            let waits = |cq: &Rc<Cq>| {
+                let of = |sq: &Sq| Rc::ptr_eq(sq.cq(), cq) && sq.has_commands();
+                cq.is_starved() || self.sqs.borrow().iter().any(|queue| of(queue.transport()))
+            };
+            for cq in self.cqs.borrow().values().filter(|cq| waits(cq)) {
                 self.bells.arm(&memory, Bell::Head(cq.qid), cq.head());
             }
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
