@@ -37,6 +37,14 @@ impl Controller {
         done.unwrap_or_else(|status| status.dnr().into())
     }
 
+    /// The bytes that go to the host, whose memory is there now.
+    pub fn admin_answer(&self, sqe: &Sqe, bytes: Vec<u8>) -> Vec<u8> {
+        match sqe.admin() {
+            AdminOpcode::GetLogPage => self.told_log_page(&GetLogPage::of(sqe), sqe.nsid).unwrap_or(bytes),
+            _ => bytes,
+        }
+    }
+
     /// Executes an admin command whose data has come.
     pub fn admin_data(self: &Rc<Self>, sqe: &Sqe, data: &[u8]) -> Reply {
         let done = match sqe.admin() {

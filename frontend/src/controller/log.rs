@@ -86,6 +86,12 @@ impl Controller {
         let len = usize::try_from(get.bytes()).map_err(|_| Status::INVALID_FIELD)?;
         let mut bytes: Vec<u8> = page.into_iter().skip(offset).take(len).collect();
         bytes.resize(len, 0);
+        Ok(bytes)
+    }
+
+    /// The same once the host's memory is there, where it has them for certain: what they tell is told (RAE).
+    pub(super) fn told_log_page(&self, get: &GetLogPage, nsid: u32) -> Result<Vec<u8>, Status> {
+        let bytes = self.log_page(get, nsid)?;
         if !get.rae {
             if get.lid == LogId::ChangedNamespaces {
                 self.logs.borrow_mut().changed.clear();

@@ -249,6 +249,10 @@ impl<T: Transport> Queue<T> {
                 self.change_reservation(ticket, sqe, &attachment, &bytes);
             }
             Pending::ToHost(bytes) => {
+                let bytes = match &self.controller {
+                    Some(controller) => controller.admin_answer(sqe, bytes),
+                    None => bytes,
+                };
                 let io = self.slots.borrow_mut().get(ticket).and_then(|slot| slot.io.take());
                 if let Some(sgl) = io.as_ref().map(Io::sgl) {
                     sgl.copy_in(0, &bytes[..bytes.len().min(sgl.len())]);

@@ -38,6 +38,11 @@ impl Subsystem {
         Ok(cntlid)
     }
 
+    /// Whether the identifier is a static controller's, over fabrics or PCIe.
+    pub(super) fn is_static(&self, controller: &Shared) -> bool {
+        controller.host().is_none() || self.state().statics.contains(&controller.cntlid())
+    }
+
     /// A static controller is no more.
     pub(crate) fn release(&self, cntlid: u16) {
         self.state().statics.remove(&cntlid);

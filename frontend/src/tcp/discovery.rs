@@ -58,7 +58,8 @@ impl Port for DiscoveryPort {
         // and after them belong together.
         let listeners = self.target.listeners();
         header.genctr = self.target.generation.load(Ordering::Relaxed);
-        for (portid, (addr, listener)) in (1u16..).zip(listeners.iter()) {
+        for (addr, listener) in listeners.iter() {
+            let portid = listener.listening.portid;
             for shown in listener.listening.subsystems().iter() {
                 if shown.subsystem.allows(&self.host) {
                     let nqn = shown.subsystem.nqn();

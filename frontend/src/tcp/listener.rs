@@ -30,8 +30,8 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// Binds a socket and starts to accept.
-    pub fn open(addr: SocketAddr, target: &Arc<Inner>) -> io::Result<Self> {
+    /// Binds a socket and starts to accept, as the port with that PORTID.
+    pub fn open(addr: SocketAddr, portid: u16, target: &Arc<Inner>) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         if addr.is_ipv6() {
@@ -42,7 +42,7 @@ impl Listener {
         socket.listen(BACKLOG)?;
         let bound = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let home = target.shards.first().ok_or(io::ErrorKind::NotConnected)?.clone();
-        let listening = Arc::new(Listening { addr: bound, subsystems: Default::default() });
+        let listening = Arc::new(Listening { addr: bound, portid, subsystems: Default::default() });
         let fd = Arc::new(OwnedFd::from(socket));
         let (theirs, target, socket) = (listening.clone(), target.clone(), fd.clone());
         home.run(move |shard| {

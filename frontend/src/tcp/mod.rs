@@ -111,6 +111,8 @@ impl Shown {
 #[derive(Debug)]
 struct Listening {
     addr: SocketAddr,
+    /// PORTID of the discovery log: its own as long as it listens.
+    portid: u16,
     subsystems: Mutex<Vec<Shown>>,
 }
 
@@ -270,7 +272,9 @@ impl Target {
         let addr = match listeners.contains_key(&addr) {
             true => addr,
             false => {
-                let listener = Listener::open(addr, &self.0)?;
+                let is_free = |id: &u16| listeners.values().all(|l| l.listening.portid != *id);
+                let portid = (1..=u16::MAX).find(is_free).unwrap_or_default();
+                let listener = Listener::open(addr, portid, &self.0)?;
                 let bound = listener.listening.addr;
                 listeners.insert(bound, listener);
                 bound

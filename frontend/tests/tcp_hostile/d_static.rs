@@ -122,6 +122,65 @@ fn d46_an_association_begins_as_after_a_reset() {
     }
 }
 
+/// The so many entries of the discovery log.
+fn discovered(rig: &Rig, count: usize) -> Vec<DiscoveryEntry> {
+    let mut discovery = Host::open(rig.addr, 0);
+    discovery.connect_admin(DISCOVERY_NQN, 0);
+    discovery.enable();
+    let len = size_of::<DiscoveryHeader>() + count * size_of::<DiscoveryEntry>();
+    let mut sqe = Sqe { opc: 2, nsid: 0xffff_ffff, ..Sqe::default() };
+    GetLogPage::new(LogId::Discovery, 0, len as u32).put(&mut sqe);
+    let (cqe, log) = discovery.run(sqe, &[], len);
+    assert!(cqe.status().is_success());
+    let (header, entries) = log.split_at(size_of::<DiscoveryHeader>());
+    assert_eq!(DiscoveryHeader::read_from_bytes(header).unwrap().numrec, count as u64);
+    let entries = entries.chunks(size_of::<DiscoveryEntry>());
+    entries.map(|bytes| DiscoveryEntry::read_from_bytes(bytes).unwrap()).collect()
+}
+
+#[test]
+fn a_port_keeps_its_identifier_while_others_come_and_go() {
+    let rig = Rig::new();
+    let other = subsystem(&rig.shards, FIXED);
+    let listen = || rig.target.listen("127.0.0.1:0".parse().unwrap(), &other).unwrap();
+    let ports = |count| -> std::collections::BTreeMap<String, u16> {
+        let entries = discovered(&rig, count).into_iter();
+        entries.map(|e| (String::from_utf8_lossy(&e.trsvcid).trim().to_owned(), e.portid)).collect()
+    };
+    let addrs: Vec<_> = (0..5).map(|_| listen()).collect();
+    let all = ports(6);
+    let mut ids: Vec<_> = all.values().copied().collect();
+    ids.sort_unstable();
+    assert_eq!(ids, [1, 2, 3, 4, 5, 6], "each has its own");
+    for (gone, addr) in addrs[..4].iter().enumerate() {
+        assert!(rig.target.unlisten(*addr, other.nqn(), None));
+        for (port, id) in ports(5 - gone) {
+            assert_eq!(all[&port], id);
+        }
+    }
+}
+
+/// A report tells which static controller a registrant is at, and of dynamic ones that they are (Base 2.1, 8.1.25).
+#[test]
+fn reservation_reports_name_static_controllers() {
+    let rig = Rig::new();
+    fixed(&rig);
+    let (mut admin, _) = admitted(&rig, HOSTNQN, 5);
+    admin.enable();
+    let (mut io, cqe) = connect(&rig, HOSTNQN, Connect { qid: 1, ..ADMIN }, 5);
+    assert!(cqe.status().is_success());
+    let (_admin, mut dynamic) = rig.connect(0);
+    for (io, cntlid) in [(&mut io, 5), (&mut dynamic, CNTLID_DYNAMIC)] {
+        let register = Sqe { opc: 0x0d, nsid: 1, ..Sqe::default() };
+        let keys = [[0; 8], 7u64.to_le_bytes()].concat();
+        assert_eq!(io.run(register, &keys, 0).0.status(), Status::SUCCESS);
+        let report = Sqe { opc: 0x0e, nsid: 1, cdw10: 31, cdw11: 1, ..Sqe::default() };
+        let (cqe, data) = io.run(report, &[], 128);
+        assert!(cqe.status().is_success());
+        assert_eq!(data[64..66], u16::to_le_bytes(cntlid));
+    }
+}
+
 #[test]
 fn static_controllers_are_known_before_hosts_come() {
     let rig = Rig::new();
@@ -131,21 +190,9 @@ fn static_controllers_are_known_before_hosts_come() {
     let id = IdentifyController::read_from_bytes(&identify(&mut admin, 1)).unwrap();
     assert!(id.cntlid == 5 && id.fcatt.static_controllers());
     assert_eq!(identify(&mut admin, 0x13)[..8], [2, 0, 1, 0, 5, 0, 0, 0], "1 has no association");
-    let mut discovery = Host::open(rig.addr, 0);
-    discovery.connect_admin(DISCOVERY_NQN, 0);
-    discovery.enable();
-    let len = size_of::<DiscoveryHeader>() + 3 * size_of::<DiscoveryEntry>();
-    let mut sqe = Sqe { opc: 2, nsid: 0xffff_ffff, ..Sqe::default() };
-    GetLogPage::new(LogId::Discovery, 0, len as u32).put(&mut sqe);
-    let (cqe, log) = discovery.run(sqe, &[], len);
-    assert!(cqe.status().is_success());
-    let (header, entries) = log.split_at(size_of::<DiscoveryHeader>());
-    assert_eq!(DiscoveryHeader::read_from_bytes(header).unwrap().numrec, 3);
-    let entries = entries.chunks(size_of::<DiscoveryEntry>());
-    let mut told: Vec<_> = entries
-        .map(|bytes| DiscoveryEntry::read_from_bytes(bytes).unwrap())
-        .map(|entry| (entry.cntlid, entry.subnqn.starts_with(FIXED.as_bytes())))
-        .collect();
+    let entries = discovered(&rig, 3).into_iter();
+    let mut told: Vec<_> =
+        entries.map(|entry| (entry.cntlid, entry.subnqn.starts_with(FIXED.as_bytes()))).collect();
     told.sort_unstable();
     assert_eq!(told, [(1, true), (5, true), (CNTLID_DYNAMIC, false)]);
     let (_, cqe) = connect(&rig, HOSTNQN, ADMIN, CNTLID_DYNAMIC);

@@ -188,3 +188,23 @@ fn the_timestamp_counts_from_the_reset_until_it_is_set() {
     c.enable();
     assert!(now(&mut c).0 < 600_000);
 }
+
+/// What a log page tells is told when it was told: not by a command whose memory is none.
+#[test]
+fn a_log_page_that_does_not_come_leaves_its_news() {
+    let rig = Rig::new("log-news", Doorbells::Trapped);
+    let mut c = rig.host();
+    let changed = |prp1| Sqe { opc: 2, cdw10: 3 << 16 | 4, dptr: [prp1, 0], ..Sqe::default() };
+    assert_eq!(c.admin(changed(DATA)).status(), Status::SUCCESS);
+    rig.add(2, RamVolume::new(512, 2048).unwrap());
+    for _ in 0..3 {
+        assert_ne!(c.admin(changed(DATA + 1)).status(), Status::SUCCESS);
+    }
+    let mut told = || {
+        assert_eq!(c.admin(changed(DATA)).status(), Status::SUCCESS);
+        c.get(DATA, 8)
+    };
+    let first = (0..1000).map(|_| told()).find(|list| list[0] != 0).expect("the news");
+    assert_eq!(first, [2, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(told(), [0; 8], "once");
+}

@@ -139,9 +139,11 @@ impl Reservations {
     /// The status that it completes with, without DNR.
     pub fn report(&self, host: HostId, extended: bool) -> Result<Vec<u8>, Status> {
         let mut statics = BTreeMap::new();
-        for controller in self.subsystem.upgrade().iter().flat_map(|s| s.controllers()) {
-            if let (None, Some(host)) = (controller.host(), controller.host_id()) {
-                statics.entry(host).or_insert(controller.cntlid());
+        if let Some(subsystem) = self.subsystem.upgrade() {
+            for controller in subsystem.controllers().iter().filter(|c| subsystem.is_static(c)) {
+                if let Some(host) = controller.host_id() {
+                    statics.entry(host).or_insert(controller.cntlid());
+                }
             }
         }
         report::report(&self.inner().state, host, extended, &statics)
