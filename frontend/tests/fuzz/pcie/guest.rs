@@ -10,6 +10,7 @@ use engine::testing::fuzz::{Input, Record, Subject, Trace};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nvme_proto::Sqe;
 use nvme_proto::dptr::{SglDescriptor, SglSubtype, SglType};
+use nvme_proto::feature::FeatureId;
 use nvme_proto::zerocopy::IntoBytes;
 
 use super::House;
@@ -404,7 +405,11 @@ impl<'a> Run<'a> {
         sqe.dptr[1] = if r.rarely(2) { self.address(&mut r) } else { 0 };
         match opc {
             2 => sqe.cdw10 = cdw11 << 16 & 0x07ff_0000 | cdw10 & 0x80ff,
-            9 | 0x0a => sqe.cdw10 &= 0x8000_07ff,
+            9 | 0x0a => {
+                sqe.cdw10 &= 0x8000_07ff;
+                // Who asks for a Keep Alive Timeout is to keep it, or its controller fails.
+                self.wild |= opc == 9 && FeatureId(sqe.cdw10 as u8) == FeatureId::KeepAliveTimer;
+            }
             8 => sqe.cdw10 = cdw10 & 3 | cdw11 << 16,
             0 | 4 => {
                 let qid = cdw10 & 7;
