@@ -220,5 +220,10 @@ mod tests {
         assert!(c.write(COMMAND, &[6, 4]).interrupts && c.intx_disabled());
         c.set_interrupt_status(true);
         assert_eq!(read::<1>(&c, STATUS), [0x18]);
+        // D3hot and back; D1 and D2 are none.
+        for (written, state) in [(3, 3), (1, 3), (2, 3), (0, 0), (2, 0)] {
+            c.write(usize::from(PM) + 4, &[written]);
+            assert_eq!(read::<1>(&c, usize::from(PM) + 4)[0] & 3, state, "{written}");
+        }
     }
 }

@@ -61,6 +61,14 @@ fn rules_fail_io_on_every_shard_before_it_does_anything() {
     assert_eq!(host.ask(1, Op::Flush, 0, 0), Err(IoError::Failed));
 }
 
+/// What memory held before is nobody's, also where nothing is read.
+#[test]
+fn a_read_that_is_ignored_reads_zeroes() {
+    let (_, ram, host) = faulty(vec![Rule::new(&[Kind::Read], Effect::Ignore)]);
+    assert_eq!(host.read(0, 3, 4), Ok(bytes(0, 4)));
+    assert!(ram.asked().is_empty());
+}
+
 #[test]
 fn delays_hold_io_back_until_it_is_due_or_revoked() {
     let delay = Duration::from_secs(5);
