@@ -222,16 +222,16 @@ impl Poller for Function {
         if self.bells.shadow.get().is_some() && !self.bells.is_silent() {
             // Arm, then look again: a host that missed the event index is seen by the second look.
             let memory = self.memory.borrow();
+            let arm_head = |cq: &Cq| self.bells.arm(&memory, Bell::Head(cq.qid), cq.head());
             for queue in self.sqs.borrow().iter() {
-                self.bells.arm(&memory, Bell::Tail(queue.qid()), queue.transport().tail());
+                let sq = queue.transport();
+                self.bells.arm(&memory, Bell::Tail(queue.qid()), sq.tail());
+                // A fused pair may wait for more room than one entry.
+                if sq.has_commands() {
+                    arm_head(sq.cq());
+                }
             }
-            let waits = |cq: &Rc<Cq>| {
-                let of = |sq: &Sq| Rc::ptr_eq(sq.cq(), cq) && sq.has_commands();
-                cq.is_starved() || self.sqs.borrow().iter().any(|queue| of(queue.transport()))
-            };
-            for cq in self.cqs.borrow().values().filter(|cq| waits(cq)) {
-                self.bells.arm(&memory, Bell::Head(cq.qid), cq.head());
-            }
+            self.cqs.borrow().values().filter(|cq| cq.is_starved()).for_each(|cq| arm_head(cq));
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         }
         let fetchable = || self.sqs.borrow().iter().any(|queue| queue.transport().has_work(queue));
