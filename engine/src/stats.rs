@@ -1,7 +1,7 @@
 //! Counters of a volume, kept per shard so that the data path shares nothing, and read from anywhere.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::io::{IoResult, Op, Request};
 
@@ -18,12 +18,15 @@ pub enum Kind {
     Flush,
     /// Compares.
     Compare,
+    /// Reads whose data goes nowhere.
+    Verify,
 }
 
-const KINDS: usize = 5;
+const KINDS: usize = 6;
 
 impl Kind {
-    fn of(op: Op) -> Self {
+    /// How an operation of a volume counts.
+    pub fn of(op: Op) -> Self {
         match op {
             Op::Read => Kind::Read,
             Op::Write { .. } => Kind::Write,
@@ -87,13 +90,18 @@ impl Default for ChannelStats {
 impl ChannelStats {
     /// Counts an operation that took `ns` nanoseconds. Only one thread calls this.
     pub fn record(&self, request: &Request, block_size: u32, ns: u64, result: &IoResult) {
-        let kind = Kind::of(request.op);
+        let bytes = u64::from(request.blocks) * u64::from(block_size);
+        self.count(Kind::of(request.op), bytes, ns, result.is_ok());
+    }
+
+    /// The same of something that is more, or less, than one operation of a volume.
+    pub fn count(&self, kind: Kind, bytes: u64, ns: u64, succeeded: bool) {
         let c = &self.kinds[kind as usize];
-        if result.is_err() {
+        if !succeeded {
             return add(&c.errors, 1);
         }
         add(&c.ops, 1);
-        add(&c.bytes, u64::from(request.blocks) * u64::from(block_size));
+        add(&c.bytes, bytes);
         add(&c.latency_ns, ns);
         if let Some(h) = self.histograms.get(kind as usize) {
             add(&h[bucket(ns)], 1);
@@ -101,27 +109,13 @@ impl ChannelStats {
     }
 }
 
-/// Counters of a volume over all its channels, past and present.
+/// The counters of one thing, by shard.
 #[derive(Debug, Default)]
-pub struct VolumeStats(Mutex<Vec<(usize, Arc<ChannelStats>)>>);
+struct Channels(Mutex<Vec<(usize, Arc<ChannelStats>)>>);
 
-impl VolumeStats {
-    /// The counters for `shard`: the same for every channel that the volume ever has there.
-    pub fn open(&self, shard: usize) -> Arc<ChannelStats> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, stats)) = all.iter().find(|(s, _)| *s == shard) {
-            return stats.clone();
-        }
-        let stats = Arc::<ChannelStats>::default();
-        all.push((shard, stats.clone()));
-        stats
-    }
-
-    /// A sum over all shards, without visiting any.
-    pub fn snapshot(&self) -> Snapshot {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut sum = Snapshot::default();
-        for (_, stats) in all.iter() {
+impl Channels {
+    fn add_to(&self, sum: &mut Snapshot) {
+        for (_, stats) in lock(&self.0).iter() {
             for (to, from) in sum.kinds.iter_mut().zip(&stats.kinds) {
                 to.ops += from.ops.load(Ordering::Relaxed);
                 to.bytes += from.bytes.load(Ordering::Relaxed);
@@ -134,7 +128,63 @@ impl VolumeStats {
                 }
             }
         }
+    }
+}
+
+/// The parts of a sum: those that are there, and what those that are gone have counted.
+#[derive(Debug, Default)]
+struct Parts {
+    there: Vec<Arc<Channels>>,
+    gone: Option<Box<Snapshot>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counters of a volume over all its channels, past and present, or of what hosts asked of a controller.
+#[derive(Debug, Default)]
+pub struct VolumeStats {
+    channels: Arc<Channels>,
+    parts: Mutex<Parts>,
+    whole: Option<Arc<VolumeStats>>,
+}
+
+impl VolumeStats {
+    /// Counters that `whole` counts too, and goes on to count when they are gone.
+    pub fn part_of(whole: &Arc<VolumeStats>) -> Arc<VolumeStats> {
+        let channels = Arc::<Channels>::default();
+        lock(&whole.parts).there.push(channels.clone());
+        Arc::new(VolumeStats { channels, parts: Mutex::default(), whole: Some(whole.clone()) })
+    }
+
+    /// The counters for `shard`: the same for every channel that the volume ever has there.
+    pub fn open(&self, shard: usize) -> Arc<ChannelStats> {
+        let mut all = lock(&self.channels.0);
+        if let Some((_, stats)) = all.iter().find(|(s, _)| *s == shard) {
+            return stats.clone();
+        }
+        let stats = Arc::<ChannelStats>::default();
+        all.push((shard, stats.clone()));
+        stats
+    }
+
+    /// A sum over all shards and parts, without visiting any shard. It never goes backwards.
+    pub fn snapshot(&self) -> Snapshot {
+        let parts = lock(&self.parts);
+        let mut sum = parts.gone.as_deref().cloned().unwrap_or_default();
+        self.channels.add_to(&mut sum);
+        parts.there.iter().for_each(|part| part.add_to(&mut sum));
         sum
+    }
+}
+
+impl Drop for VolumeStats {
+    fn drop(&mut self) {
+        let Some(whole) = &self.whole else { return };
+        let mut parts = lock(&whole.parts);
+        parts.there.retain(|part| !Arc::ptr_eq(part, &self.channels));
+        self.channels.add_to(parts.gone.get_or_insert_default());
     }
 }
 
@@ -206,5 +256,25 @@ mod tests {
         assert_eq!(s.of(Kind::Read), Sums { ops: 2, bytes: 8192, latency_ns: 12000, errors: 1 });
         assert_eq!(s.read_histogram().iter().sum::<u64>(), 2);
         assert_eq!(s.of(Kind::Write), Sums::default());
+    }
+
+    #[test]
+    fn a_part_that_is_gone_still_counts() {
+        let whole = Arc::new(VolumeStats::default());
+        let [one, two] = [(); 2].map(|()| VolumeStats::part_of(&whole));
+        let ops = |of: &VolumeStats| of.snapshot().of(Kind::Verify).ops;
+        one.open(0).count(Kind::Verify, 512, 1000, true);
+        two.open(0).count(Kind::Verify, 512, 1000, true);
+        two.open(1).count(Kind::Verify, 512, 1000, true);
+        assert_eq!([ops(&one), ops(&two), ops(&whole)], [1, 2, 3]);
+        drop(two);
+        assert_eq!([ops(&one), ops(&whole)], [1, 3]);
+        drop(one);
+        assert_eq!(ops(&whole), 3);
+        assert_eq!(
+            whole.snapshot().of(Kind::Verify),
+            Sums { ops: 3, bytes: 1536, latency_ns: 3000, errors: 0 }
+        );
+        assert!(lock(&whole.parts).there.is_empty());
     }
 }

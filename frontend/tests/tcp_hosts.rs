@@ -11,7 +11,7 @@ use frontend::Viewer;
 use frontend::tcp::Reason;
 use nvme_proto::dptr::SglDescriptor;
 use nvme_proto::fabrics::{Cattr, Connect, Property, SubsystemType};
-use nvme_proto::log::{DiscoveryEntry, DiscoveryHeader, GetLogPage, LogId};
+use nvme_proto::log::{DiscoveryEntry, DiscoveryHeader, GetLogPage, LogId, Smart};
 use nvme_proto::nqn::DISCOVERY_NQN;
 use nvme_proto::register::offset;
 use nvme_proto::tcp::{PduType, R2t};
@@ -111,6 +111,35 @@ fn who_is_taken_off_the_list_is_disconnected() {
     told(&mut finder, DISCOVERY_CHANGED);
     told_nothing(&rig, &mut friends_finder);
     admin(&rig, SUBNQN, HOSTNQN);
+}
+
+#[test]
+fn a_dynamic_controller_counts_its_own_host_s_commands() {
+    let rig = Rig::new();
+    let ((mut mine, id), (mut theirs, their_id)) =
+        (admin(&rig, SUBNQN, HOSTNQN), admin(&rig, SUBNQN, FRIEND));
+    let (mut my_io, mut their_io) = (io(&rig, HOSTNQN, id), io(&rig, FRIEND, their_id));
+    for _ in 0..3 {
+        assert!(my_io.write(0, &pattern(1, 4096)).status().is_success());
+    }
+    assert!(their_io.read(0, 4096).0.status().is_success());
+    let counts = |admin: &mut Host| {
+        let smart = Smart::read_from_bytes(&log_page(admin, LogId::Smart, 0, 512)).unwrap();
+        (smart.hrc.get(), smart.dur.get(), smart.hwc.get(), smart.duw.get())
+    };
+    assert_eq!([counts(&mut mine), counts(&mut theirs)], [(0, 0, 3, 1), (1, 1, 0, 0)]);
+    // The listener has all of it, and keeps it.
+    let of_listener = || {
+        let all = rig.target.stats(rig.addr, rig.subsystem.nqn(), None).unwrap();
+        [engine::stats::Kind::Read, engine::stats::Kind::Write].map(|kind| all.of(kind).ops)
+    };
+    assert_eq!(of_listener(), [1, 3]);
+    drop((mine, theirs, my_io, their_io));
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !rig.subsystem.controllers().is_empty() {
+        assert!(std::time::Instant::now() < until, "they stay");
+    }
+    assert_eq!(of_listener(), [1, 3]);
 }
 
 #[test]

@@ -123,23 +123,15 @@ impl Controller {
         smart.ctemp.set(TEMPERATURE);
         smart.avsp = 100;
         smart.avspt = 10;
-        let mut units = [0u64; 2];
-        let mut commands = [0u64; 2];
-        for attachment in self.local.namespaces() {
-            let counted = attachment.namespace.volume.stats().snapshot();
-            for (i, kind) in [Kind::Read, Kind::Write].into_iter().enumerate() {
-                let sums = counted.of(kind);
-                units[i] = units[i].saturating_add(sums.bytes);
-                commands[i] = commands[i].saturating_add(sums.ops);
-            }
-            let compared = counted.of(Kind::Compare);
-            units[0] = units[0].saturating_add(compared.bytes);
-            commands[0] = commands[0].saturating_add(compared.ops);
-        }
-        smart.dur = u128::from(units[0].div_ceil(DATA_UNIT)).into();
-        smart.duw = u128::from(units[1].div_ceil(DATA_UNIT)).into();
-        smart.hrc = u128::from(commands[0]).into();
-        smart.hwc = u128::from(commands[1]).into();
+        // What hosts asked of this controller. A Verify reads data units, and is no read command.
+        let counted = self.shared.stats().snapshot();
+        let [read, compare, verify, write] =
+            [Kind::Read, Kind::Compare, Kind::Verify, Kind::Write].map(|kind| counted.of(kind));
+        let read_bytes = read.bytes.saturating_add(compare.bytes).saturating_add(verify.bytes);
+        smart.dur = u128::from(read_bytes.div_ceil(DATA_UNIT)).into();
+        smart.duw = u128::from(write.bytes.div_ceil(DATA_UNIT)).into();
+        smart.hrc = u128::from(read.ops.saturating_add(compare.ops)).into();
+        smart.hwc = u128::from(write.ops).into();
         // Milliseconds of the controller's clock into hours.
         smart.poh = u128::from(self.local.shard().now() / 3_600_000_000_000).into();
         let busy = self.shared.busy_time(self.local.shard().now());

@@ -29,7 +29,7 @@ pub(crate) fn intercept(
     }
     let done = match sqe.admin() {
         AdminOpcode::CreateIoCq => create_cq(function, sqe),
-        AdminOpcode::DeleteIoCq => delete_cq(function, sqe),
+        AdminOpcode::DeleteIoCq => return Some(delete_cq(function, ticket, sqe)),
         AdminOpcode::CreateIoSq => create_sq(function, queue, sqe),
         AdminOpcode::DeleteIoSq => return Some(delete_sq(function, ticket, sqe)),
         AdminOpcode::DoorbellBufferConfig => doorbell_buffers(function, sqe),
@@ -89,14 +89,19 @@ fn create_cq(function: &Rc<Function>, sqe: &Sqe) -> Result<(), Status> {
     Ok(())
 }
 
-fn delete_cq(function: &Function, sqe: &Sqe) -> Result<(), Status> {
+fn delete_cq(function: &Function, ticket: Ticket, sqe: &Sqe) -> Outcome {
     let qid = low(sqe.cdw10);
-    let cq = function.cq(qid).filter(|_| qid != 0).ok_or(Status::INVALID_QUEUE_IDENTIFIER.dnr())?;
+    let Some(cq) = function.cq(qid).filter(|_| qid != 0) else {
+        return Status::INVALID_QUEUE_IDENTIFIER.dnr().into();
+    };
     if function.is_used(&cq) {
-        return Err(Status::INVALID_QUEUE_DELETION.dnr());
+        return Status::INVALID_QUEUE_DELETION.dnr().into();
     }
     function.remove_cq(qid);
-    Ok(())
+    match function.late().awaits(&cq, ticket) {
+        true => Outcome::Later,
+        false => Status::SUCCESS.into(),
+    }
 }
 
 fn create_sq(function: &Rc<Function>, admin: &Rc<Queue<Sq>>, sqe: &Sqe) -> Result<(), Status> {

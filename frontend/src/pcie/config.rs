@@ -26,6 +26,8 @@ const PM: u8 = 0x40;
 const MSIX: u8 = 0x50;
 const EXPRESS: u8 = 0x60;
 const DEVICE_CONTROL: usize = EXPRESS as usize + 8;
+const BUS_MASTER: u8 = 1 << 2;
+const POWER_STATE: u8 = 3;
 const INTERRUPT_STATUS: u8 = 1 << 3;
 const FLR: u8 = 1 << 7;
 
@@ -131,6 +133,12 @@ impl ConfigSpace {
         *self = Self::new(vectors);
     }
 
+    /// Whether the function may make requests: Command, Bus Master Enable, in D0 (PCI Express Base, 7.5.1.1.3 and 5.3.1).
+    pub fn is_bus_master(&self) -> bool {
+        let state = self.byte(usize::from(PM).saturating_add(4)) & POWER_STATE;
+        self.byte(COMMAND) & BUS_MASTER != 0 && state == 0
+    }
+
     /// Whether software forbids the interrupt pin (Command, Interrupt Disable).
     pub fn intx_disabled(&self) -> bool {
         self.byte(COMMAND.saturating_add(1)) & 0x04 != 0
@@ -224,6 +232,9 @@ mod tests {
         for (written, state) in [(3, 3), (1, 3), (2, 3), (0, 0), (2, 0)] {
             c.write(usize::from(PM) + 4, &[written]);
             assert_eq!(read::<1>(&c, usize::from(PM) + 4)[0] & 3, state, "{written}");
+            assert_eq!(c.is_bus_master(), state == 0);
         }
+        c.write(COMMAND, &[2]);
+        assert!(!c.is_bus_master());
     }
 }

@@ -72,6 +72,8 @@ pub(crate) struct Interrupts {
     pending: Cell<PendingBits>,
     /// The client set up MSI-X: the pin is not used.
     msix_on: Cell<bool>,
+    /// Vectors wait: their messages are writes of memory, which the function may not make.
+    held: Cell<bool>,
     intx: RefCell<Intx>,
     /// INTMS: vectors that software masked while it uses the pin.
     pub mask: Cell<u32>,
@@ -91,6 +93,7 @@ impl Interrupts {
             msix: RefCell::new(vec![None; usize::from(vectors)]),
             pending: Cell::new(NONE_PENDING),
             msix_on: Cell::new(false),
+            held: Cell::new(true),
             intx: RefCell::default(),
             mask: Cell::new(0),
         }
@@ -131,7 +134,7 @@ impl Interrupts {
         let mut msix = self.msix.borrow_mut();
         for ((vector, to), line) in msix.iter_mut().enumerate().skip(start).zip(lines) {
             replace(to, line);
-            if let Some(line) = to.as_ref().filter(|_| self.set_pending(vector, false)) {
+            if let Some(line) = to.as_ref().filter(|_| !self.held.get() && self.set_pending(vector, false)) {
                 line.signal();
             }
         }
@@ -154,11 +157,24 @@ impl Interrupts {
         Ok(())
     }
 
-    /// Signals a vector; one that has no descriptor now is pending until it gets one.
+    /// Vectors are pending until they are no longer held.
+    pub fn hold(&self, held: bool) {
+        self.held.set(held);
+        if held {
+            return;
+        }
+        for (vector, line) in self.msix.borrow().iter().enumerate() {
+            if let Some(line) = line.as_ref().filter(|_| self.set_pending(vector, false)) {
+                line.signal();
+            }
+        }
+    }
+
+    /// Signals a vector; one that is held or has no descriptor now is pending.
     pub fn raise(&self, vector: u16) {
         match self.msix.borrow().get(usize::from(vector)) {
-            Some(Some(line)) => line.signal(),
-            Some(None) => drop(self.set_pending(vector.into(), true)),
+            Some(Some(line)) if !self.held.get() => line.signal(),
+            Some(_) => drop(self.set_pending(vector.into(), true)),
             None => {}
         }
     }

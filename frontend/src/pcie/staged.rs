@@ -146,11 +146,13 @@ pub(crate) fn deliver(
     let function = function.clone();
     let shard = function.shard.clone();
     let deliver = async move {
+        // The queue has ended when nothing of it is out.
+        let linger = queue.linger();
         let hold = Hold::new(&function, data.len());
         if let Err(status) = scatter(&function, &queue, &data, &to.take()).await {
             completion.reply = Reply::from(status);
         }
-        drop(hold);
+        drop((hold, linger));
         // A queue that closes has no host any more that would expect it, but its completion queue may have others.
         match queue.is_closing() {
             false => queue.transport().post(&completion, reserved),
@@ -178,34 +180,76 @@ async fn scatter(function: &Rc<Function>, queue: &Queue<Sq>, data: &Sgl, runs: &
 /// Completions on their way to queues that are reached by messages only, in their order.
 #[derive(Default)]
 pub(crate) struct Late {
+    /// Those that have no place in their queue yet, and whether one is reserved: the function is no bus master.
+    held: RefCell<Vec<(Rc<Cq>, Cqe, bool)>>,
     waiting: RefCell<VecDeque<(Rc<Cq>, u64, Cqe)>>,
     busy: Cell<bool>,
+    /// The queue whose entry is out in a message.
+    out: RefCell<Option<Rc<Cq>>>,
+    /// The Delete I/O Completion Queue command that waits for that.
+    deleting: Cell<Option<Ticket>>,
 }
 
 impl Late {
     /// Forgets what is not on its way yet.
     pub fn clear(&self) {
+        self.held.borrow_mut().clear();
         self.waiting.borrow_mut().clear();
+        self.deleting.set(None);
+    }
+
+    /// Keeps a completion until the function may write again.
+    pub fn hold(&self, cq: &Rc<Cq>, cqe: Cqe, reserved: bool) {
+        self.held.borrow_mut().push((cq.clone(), cqe, reserved));
+    }
+
+    /// Whether the deletion of a queue has to wait for an entry that is out. Its command is answered then.
+    pub fn awaits(&self, cq: &Rc<Cq>, ticket: Ticket) -> bool {
+        let is_out = self.out.borrow().as_ref().is_some_and(|out| Rc::ptr_eq(out, cq));
+        if is_out {
+            self.deleting.set(Some(ticket));
+        }
+        is_out
     }
 
     /// Brings an entry to its place.
     pub fn post(&self, function: &Rc<Function>, cq: &Rc<Cq>, gpa: u64, cqe: Cqe) {
         self.waiting.borrow_mut().push_back((cq.clone(), gpa, cqe));
-        if self.busy.replace(true) {
+        self.go_on(function);
+    }
+
+    /// The function may be a bus master again: what waited for that goes on.
+    pub fn go_on(&self, function: &Rc<Function>) {
+        if !function.is_bus_master() {
+            return;
+        }
+        for (cq, cqe, reserved) in self.held.take() {
+            function.post(&cq, cqe, reserved);
+        }
+        if self.waiting.borrow().is_empty() || self.busy.replace(true) {
             return;
         }
         let function = function.clone();
         let shard = function.shard.clone();
         let post = async move {
-            loop {
-                let Some((cq, gpa, cqe)) = function.late().waiting.borrow_mut().pop_front() else { break };
+            let late = function.late();
+            while function.is_bus_master() {
+                let Some((cq, gpa, cqe)) = late.waiting.borrow_mut().pop_front() else { break };
+                // A reset is complete when nothing of it is out.
+                let linger = function.queue(0).map(|admin| admin.linger());
+                late.out.replace(Some(cq.clone()));
                 // An entry that its host refuses is lost to it, and to it alone; one of a queue that is gone is nobody's.
                 let is_there = || function.cq(cq.qid).is_some_and(|now| Rc::ptr_eq(&now, &cq));
                 if write(&function, gpa, cqe.as_bytes(), is_there).await.is_ok() {
                     function.arrived(&cq);
                 }
+                late.out.replace(None);
+                drop(linger);
+                if let (Some(ticket), Some(admin)) = (late.deleting.take(), function.queue(0)) {
+                    admin.finish(ticket, Reply::default());
+                }
             }
-            function.late().busy.set(false);
+            late.busy.set(false);
         };
         shard.spawn(post).detach();
     }

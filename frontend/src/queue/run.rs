@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use engine::mem::Sgl;
+use engine::stats::Kind;
 use engine::{Io, IoError, IoId, IoResult, Issuer, Op, Request};
 use nvme_proto::opcode::NvmOpcode;
 use nvme_proto::{Sqe, Status};
@@ -346,11 +347,12 @@ impl<T: Transport> Queue<T> {
         let (io, channel) = {
             let mut slots = self.slots.borrow_mut();
             let Some(slot) = slots.get(ticket) else { return };
-            if let Some(work) = begins {
-                slot.stage = Stage::Io(work);
-            }
             let shard = self.local.shard();
             slot.sent = shard.now();
+            if let Some(work) = begins {
+                slot.stage = Stage::Io(work);
+                (slot.began, slot.covered) = (slot.sent, 0);
+            }
             let mut io = self.io_of(ticket, slot);
             let Stage::Io(work) = &mut slot.stage else {
                 slot.io = Some(io);
@@ -415,6 +417,32 @@ impl<T: Transport> Queue<T> {
         self.transport.complete(command, completion, data);
         data.clear();
         self.slots.borrow_mut().keep(completion.ticket, io);
+    }
+
+    /// Counts a command of several pieces when the last of them has come back, which this one may be.
+    #[cold]
+    fn record_piece(
+        &self,
+        work: &Work,
+        piece: &Request,
+        covered: &mut u64,
+        took: u64,
+        (result, verdict): (IoResult, Result<bool, Status>),
+    ) {
+        let block_size = work.attachment.limits.block_size;
+        let kind = match &work.pieces {
+            Pieces::Parts(parts) => Kind::of(parts.whole.op),
+            Pieces::Verify(_) => Kind::Verify,
+            // These are two commands.
+            Pieces::Fused(_) => return self.stats.record(piece, block_size, took, &result),
+            Pieces::Whole(_) | Pieces::Ranges(_) | Pieces::Flushes(_) => Kind::of(piece.op),
+        };
+        if result.is_ok() {
+            *covered += u64::from(piece.blocks);
+        }
+        if verdict != Ok(true) {
+            self.stats.count(kind, *covered * u64::from(block_size), took, verdict.is_ok());
+        }
     }
 
     /// What becomes of a command, a piece of which has come back with that result: whether there is more to do.
@@ -538,9 +566,14 @@ impl<T: Transport> Issuer for Queue<T> {
             let mut slots = self.slots.borrow_mut();
             let Some((ticket, slot)) = slots.of_io(cookie) else { return };
             let Stage::Io(work) = &slot.stage else { return };
-            let took = self.local().shard().now().saturating_sub(slot.sent);
-            self.stats.record(io.request(), work.attachment.limits.block_size, took, &result);
+            let took = self.local().shard().now().saturating_sub(slot.began);
             let verdict = self.verdict(slot, work, io.op(), result);
+            match &work.pieces {
+                Pieces::Whole(_) => {
+                    self.stats.record(io.request(), work.attachment.limits.block_size, took, &result);
+                }
+                _ => self.record_piece(work, io.request(), &mut slot.covered, took, (result, verdict)),
+            }
             if verdict == Ok(false) {
                 let to_host = work.run().is_some_and(|whole| whole.op == Op::Read);
                 if let Stage::Io(Work { pieces: Pieces::Parts(parts), .. }) = &mut slot.stage {

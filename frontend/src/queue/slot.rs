@@ -104,6 +104,9 @@ pub(super) struct Slot<C> {
     pub io: Option<Io>,
     /// When the I/O went to its volume, on the shard's clock.
     pub sent: u64,
+    /// When the first of the command's did, and how many blocks those before have covered.
+    pub began: u64,
+    pub covered: u64,
     pub stage: Stage,
     /// Preempt and Abort took the command back.
     pub preempted: bool,
@@ -161,6 +164,8 @@ impl<C> Slots<C> {
                     command: None,
                     io: None,
                     sent: 0,
+                    began: 0,
+                    covered: 0,
                     stage: Stage::Free,
                     preempted: false,
                     not_ready: false,

@@ -156,7 +156,11 @@ impl Connection {
                 false => Box::new(FabricsPort {
                     target: self.home.target.clone(),
                     peer: self.peer,
-                    stats: shown.stats,
+                    // What a dynamic controller counts is its own, and its listener's for good.
+                    stats: match shown.cntlid {
+                        Some(_) => shown.stats,
+                        None => VolumeStats::part_of(&shown.stats),
+                    },
                     way: shown.way,
                 }),
             };

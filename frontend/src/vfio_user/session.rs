@@ -22,7 +22,7 @@ use super::request::{Access, Action, DmaMap, DmaUnmap, IrqData, Request, SetIrqs
 use super::socket::Socket;
 use super::version::{Capabilities, MAJOR, MAX_DATA, MAX_DMA_MAPS, MAX_FDS, MINOR};
 use crate::pcie::doorbell;
-use crate::pcie::function::{Function, Space};
+use crate::pcie::function::{Function, Space, Then};
 use nvme_proto::register::offset;
 
 /// Bytes after the header: those of a DMA_READ reply with the most data.
@@ -260,10 +260,19 @@ impl<'a> Session<'a> {
         for region in &gone {
             self.function.remove_region(region.id());
         }
+        // One is ours.
+        self.let_go(&gone, 1).await;
+        mapper::run(&self.function.shard, move || drop(gone)).await;
+        Ok(())
+    }
+
+    /// Waits until no I/O holds these regions, which so many others do; a controller whose I/O does not let go has
+    /// failed.
+    async fn let_go(&self, regions: &[Arc<Region>], others: usize) {
         let shard = &self.function.shard;
         let until = shard.now().saturating_add(UNMAP_PATIENCE.as_nanos() as u64);
         let mut step = Duration::from_micros(50);
-        while gone.iter().any(|region| Arc::strong_count(region) > 1) {
+        while regions.iter().any(|region| Arc::strong_count(region) > others) {
             if shard.now() >= until {
                 // Its memory goes when the I/O that holds it ends; the client may not wait for that.
                 self.note(Reject::Unmap, "controller failed");
@@ -273,8 +282,6 @@ impl<'a> Session<'a> {
             shard.sleep(step).await;
             step = (step * 2).min(Duration::from_millis(5));
         }
-        mapper::run(&self.function.shard, move || drop(gone)).await;
-        Ok(())
     }
 
     fn region_info(&self, argsz: u32, index: u32) -> Answer {
@@ -418,8 +425,16 @@ impl<'a> Session<'a> {
         if end > space.len() {
             return Err(Errno::EINVAL);
         }
-        if self.function.write(space, access.offset, data) {
-            self.function.reset(RESET_PATIENCE).await;
+        match self.function.write(space, access.offset, data) {
+            Then::Done => {}
+            Then::Reset => {
+                self.function.reset(RESET_PATIENCE).await;
+            }
+            Then::LetGo => {
+                let regions = self.maps.borrow().clone();
+                // Ours twice, and the function's.
+                self.let_go(&regions, 3).await;
+            }
         }
         Ok(access.as_bytes().to_vec().into())
     }

@@ -370,8 +370,15 @@ impl Client {
         }
     }
 
+    /// Command: memory space, and bus master or not.
+    pub fn master(&mut self, on: bool) {
+        let command = 2 | u8::from(on) << 2;
+        assert_eq!(self.write(7, 4, &[command, 0]), 0);
+    }
+
     /// Enables the controller as QEMU's guests do: 64-bit registers in halves.
     pub fn enable(&mut self) {
+        self.master(true);
         self.post(0x14, 0);
         self.wait_csts(1, 0);
         self.admin = queue(0, 32);

@@ -84,6 +84,7 @@ fn g73_admin_queues_in_any_order_and_of_any_size() {
     let mut neighbour = rig.neighbour();
     let mut c = rig.connect();
     assert_eq!(c.map(0, 0, RAM as u64, true), 0);
+    c.master(true);
     let identify = Sqe { opc: 6, cdw10: 1, dptr: [DATA, 0], ..Sqe::default() };
     // Halves of ASQ and ACQ in each order, and both at once; their low bits are not kept.
     for order in 0..3 {

@@ -16,6 +16,7 @@ mod g_lists;
 mod g_pairs;
 mod g_queues;
 mod keep_alive;
+mod master;
 mod messages;
 mod parked;
 mod peer;

@@ -215,7 +215,8 @@ fn answers_that_come_after_their_queue() {
     }
 }
 
-/// Reads that are on their way to the host when their queue is deleted leave its completion queue as wide as it was.
+/// Reads that are on their way to the host when their queue is deleted leave its completion queue as wide as it was; the
+/// deletion is answered when they are there.
 #[test]
 fn reads_on_their_way_give_their_entries_back() {
     let rig = Rig::new("entries-back", Doorbells::Trapped);
@@ -232,8 +233,15 @@ fn reads_on_their_way_give_their_entries_back() {
         c.put(0x600000, read.as_bytes());
         c.ring(2, false, 1);
         c.withhold(1);
-        assert!(c.admin(Sqe { cdw10: 2, ..Sqe::default() }).status().is_success());
+        c.submit_admin(Sqe { cdw10: 2, ..Sqe::default() });
+        assert!(c.run(&mut q, rw(true, 0, 8, 0x500000, 0)).status().is_success());
+        assert_eq!(c.reap_admin(), None);
         c.answer_at_last();
+        let until = Instant::now() + Duration::from_secs(10);
+        while c.reap_admin().is_none() {
+            assert!(Instant::now() < until, "the queue is not deleted");
+            c.serve_pending();
+        }
         assert!(c.run(&mut q, rw(false, 0, 8, 0x500000, 0)).status().is_success());
     }
 }

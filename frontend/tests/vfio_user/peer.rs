@@ -51,6 +51,7 @@ fn rust_vmm_drives_a_controller() {
 
         for round in 0..2 {
             ram.sgl(0, 1 << 20).unwrap().zero(0, 1 << 20);
+            c.region_write(7, 4, &[6, 0]).unwrap();
             c.region_write(0, 0x24, &(15u32 << 16 | 15).to_le_bytes()).unwrap();
             c.region_write(0, 0x28, &SQ.to_le_bytes()).unwrap();
             c.region_write(0, 0x30, &CQ.to_le_bytes()).unwrap();

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use backend::ram::RamVolume;
 use engine::IoError;
+use engine::stats;
 use frontend::Doorbells;
 use middleend::fault::{Effect, FaultVolume, Faults, Kind, Rule};
 use nvme_proto::log::{ErrorEntry, GetLogPage, LogId, Smart};
@@ -144,15 +145,32 @@ fn e53_health_counts_what_hosts_did() {
         assert!(c.run(&mut q, rw(false, 0, 8, DATA, 0)).status().is_success());
     }
     assert!(c.run(&mut q, Sqe { opc: 5, ..rw(false, 0, 8, DATA, 0) }).status().is_success());
-    assert!(c.run(&mut q, verify(0, 8)).status().is_success());
+    // In two pieces.
+    assert!(c.run(&mut q, verify(0, 512)).status().is_success());
+    c.put(0x600000, &crate::client::longs(&[8 << 32, 0, 8 << 32, 64, 8 << 32, 128]));
+    let deallocate = Sqe { opc: 9, nsid: 1, cdw10: 2, cdw11: 4, dptr: [0x600000, 0], ..Sqe::default() };
+    assert!(c.run(&mut q, deallocate).status().is_success());
     let refused = c.run(&mut q, Sqe { opc: 0x7e, ..rw(false, 0, 8, DATA, 0) });
     assert!(!refused.status().is_success());
     let smart = Smart::read_from_bytes(&log_page::<512>(&mut c, LogId::Smart)).unwrap();
-    // Three reads, a compare and a verify of 4 KiB; three writes of 1 MiB, in thousands of 512 bytes, rounded up.
-    assert_eq!((smart.hrc.get(), smart.dur.get()), (5, 1));
+    // Three reads and a compare of 4 KiB, a verify of 256 KiB; three writes of 1 MiB, in thousands of 512 bytes, rounded
+    // up.
+    assert_eq!((smart.hrc.get(), smart.dur.get()), (4, 1));
     assert_eq!((smart.hwc.get(), smart.duw.get()), (3, 7));
     assert_eq!((smart.neile.get(), smart.mdie.get(), smart.upl.get(), smart.cw.into_bits()), (1, 0, 0, 0));
     assert_eq!((smart.cbt.get(), smart.pwrc.get()), (0, 1), "less than a minute");
+    let counted = rig.handle().controller().stats().snapshot();
+    let of = |kind| (counted.of(kind).ops, counted.of(kind).bytes >> 9);
+    assert_eq!(
+        [stats::Kind::Verify, stats::Kind::Unmap, stats::Kind::Read].map(of),
+        [(1, 512), (1, 24), (3, 24)],
+        "commands, not pieces"
+    );
+    // What another controller's host did is not this one's, and what was done stays when the namespace goes.
+    rig.neighbour().is_well();
+    rig.handle().controller().subsystem().remove_namespace(1).unwrap();
+    let later = Smart::read_from_bytes(&log_page::<512>(&mut c, LogId::Smart)).unwrap();
+    assert_eq!((later.hrc.get(), later.hwc.get(), later.duw.get()), (4, 3, 7));
     // Of the controller as a whole, not of a namespace.
     let mut sqe = Sqe { opc: 2, nsid: 1, dptr: [DATA, 0], ..Sqe::default() };
     GetLogPage::new(LogId::Smart, 0, 512).put(&mut sqe);

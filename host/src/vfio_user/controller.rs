@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use engine::mem::{Mapping, Sgl};
 use nvme_proto::opcode::AdminOpcode;
+use nvme_proto::pci;
 use nvme_proto::register::{Cap, Csts, doorbell_offset, offset};
 use nvme_proto::{Cqe, Sqe};
 
@@ -14,6 +15,9 @@ use super::queue::{IoQueue, Rings};
 use crate::{Error, Namespace, Result};
 
 const BAR0: u32 = 0;
+const CONFIG: u32 = 7;
+/// Where the command register lies in configuration space.
+const COMMAND: u64 = 4;
 const PAGE: usize = 4096;
 /// Where this host's memory lies for the device: any address does, so one that is not the file's offset.
 const IOVA: u64 = 0x1_0000_0000;
@@ -141,6 +145,8 @@ impl Controller {
     }
 
     fn enable(&mut self) -> Result<()> {
+        let command = pci::Command::new().with_mse(true).with_bme(true).with_id(true);
+        self.with_client(|c| c.write(CONFIG, COMMAND, &command.into_bits().to_le_bytes()))?;
         self.write32(offset::CC, 0)?;
         self.wait_ready(false)?;
         let mut cap = [0; 8];

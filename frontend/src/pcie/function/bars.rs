@@ -32,6 +32,18 @@ impl Space {
     }
 }
 
+/// What a write asks for that takes time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Then {
+    /// Nothing.
+    Done,
+    /// The function is to be reset.
+    Reset,
+    /// It is no bus master any more: it is to let go of its guest's memory.
+    LetGo,
+}
+
 impl Function {
     /// Reads a region's bytes. What is not there reads as ones.
     pub fn read(&self, space: Space, at: u64, to: &mut [u8]) {
@@ -56,16 +68,20 @@ impl Function {
         }
     }
 
-    /// Writes a region's bytes; what is not there swallows them. Whether the function is to be reset now.
-    pub fn write(self: &Rc<Self>, space: Space, at: u64, from: &[u8]) -> bool {
-        let Some(at) = inside(space, at, from.len()) else { return false };
+    /// Writes a region's bytes; what is not there swallows them.
+    pub fn write(self: &Rc<Self>, space: Space, at: u64, from: &[u8]) -> Then {
+        let Some(at) = inside(space, at, from.len()) else { return Then::Done };
         match space {
             Space::Config => {
                 let effect = self.config.borrow_mut().write(at, from);
                 if effect.interrupts {
                     self.update_pin();
                 }
-                return effect.reset;
+                return match effect.reset {
+                    true => Then::Reset,
+                    false if self.follow_bus_master() => Then::LetGo,
+                    false => Then::Done,
+                };
             }
             // The pending bits are ours.
             Space::Bar4 => {
@@ -83,7 +99,7 @@ impl Function {
                 }
             },
         }
-        false
+        Then::Done
     }
 
     /// A trapped doorbell write.
@@ -95,7 +111,7 @@ impl Function {
             Some((qid, false)) => match self.queue(qid) {
                 Some(queue) => {
                     self.bells.store(Bell::Tail(qid), value);
-                    if !self.failed.get() && queue.transport().has_work(&queue) {
+                    if self.may_fetch() && queue.transport().has_work(&queue) {
                         Sq::fetch(&queue);
                     }
                 }

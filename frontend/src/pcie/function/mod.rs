@@ -31,7 +31,7 @@ use crate::subsystem::Subsystem;
 use bars::msix_table;
 use port::FunctionPort;
 
-pub(crate) use bars::Space;
+pub(crate) use bars::{Space, Then};
 
 /// A PCI function. It lives on its controller's home shard, and outlives its hosts: between two of them it is reset.
 pub(crate) struct Function {
@@ -42,7 +42,12 @@ pub(crate) struct Function {
     pub coalescing: Coalescing,
     config: RefCell<ConfigSpace>,
     msix_table: RefCell<Box<[u8]>>,
+    /// What its host has mapped.
+    regions: RefCell<GuestMemory>,
+    /// What of that it may use: nothing while it is no bus master.
     pub memory: RefCell<GuestMemory>,
+    /// See [`ConfigSpace::is_bus_master`].
+    bus_master: Cell<bool>,
     messages: RefCell<Option<Rc<dyn Messages>>>,
     /// Runs that are used again: no allocation for a command's data pointer.
     pub runs: RefCell<Runs>,
@@ -106,7 +111,9 @@ impl Function {
             coalescing: Coalescing::default(),
             config: RefCell::new(ConfigSpace::new(vectors)),
             msix_table: RefCell::new(msix_table()),
+            regions: RefCell::default(),
             memory: RefCell::default(),
+            bus_master: Cell::new(false),
             messages: RefCell::default(),
             runs: RefCell::default(),
             staged: Cell::new(0),
@@ -159,12 +166,13 @@ impl Function {
             let controller = self.controller().shared();
             tracing::warn!(?controller, "I/O of a host that has gone does not end; no other host is let in");
         }
+        self.regions.replace(GuestMemory::default());
         self.memory.replace(GuestMemory::default());
     }
 
-    /// Guest memory by messages, if a host is there.
+    /// Guest memory by messages, if a host is there and the function may use it.
     pub fn messages(&self) -> Option<Rc<dyn Messages>> {
-        self.messages.borrow().clone()
+        self.messages.borrow().clone().filter(|_| self.is_bus_master())
     }
 
     /// Whether the controller has ended, with its subsystem.
@@ -174,10 +182,10 @@ impl Function {
 
     /// Adds a region. Whether it was possible: it overlaps none.
     pub fn add_region(self: &Rc<Self>, region: Arc<Region>) -> bool {
-        let with = self.memory.borrow().with(region);
+        let with = self.regions.borrow().with(region);
         let added = with.is_some();
-        if let Some(memory) = with {
-            self.memory.replace(memory);
+        if let Some(regions) = with {
+            self.regions.replace(regions);
             self.memory_changed();
         }
         added
@@ -185,13 +193,41 @@ impl Function {
 
     /// Takes a region away and everything that uses it back. The memory is free when nobody else has the region.
     pub fn remove_region(self: &Rc<Self>, id: RegionId) {
-        let without = self.memory.borrow().without(id);
-        self.memory.replace(without);
+        let without = self.regions.borrow().without(id);
+        self.regions.replace(without);
         self.controller().local().revoke(Scope::Region(id));
         self.memory_changed();
     }
 
+    /// Whether it may use its guest's memory at all.
+    pub fn is_bus_master(&self) -> bool {
+        self.bus_master.get()
+    }
+
+    /// Takes over whether configuration space makes it a bus master. One that is not makes no request of its own (PCI
+    /// Express Base, 7.5.1.1.3): its commands lose the memory that they use, as by an unmap, and their completions and
+    /// messages wait. Whether it has to let go of memory.
+    fn follow_bus_master(self: &Rc<Self>) -> bool {
+        let is = self.config.borrow().is_bus_master();
+        if self.bus_master.replace(is) == is {
+            return false;
+        }
+        self.interrupts.hold(!is);
+        if !is {
+            let regions = self.regions.borrow().clone();
+            let local = self.controller().local();
+            regions.regions().iter().for_each(|region| local.revoke(Scope::Region(region.id())));
+        }
+        self.memory_changed();
+        self.late.go_on(self);
+        !is
+    }
+
     fn memory_changed(self: &Rc<Self>) {
+        self.memory.replace(match self.is_bus_master() {
+            true => self.regions.borrow().clone(),
+            false => GuestMemory::default(),
+        });
         for queue in self.sqs.borrow().iter() {
             queue.transport().memory_changed();
         }
@@ -201,7 +237,7 @@ impl Function {
 
     /// Whether the file behind some of the guest's memory was truncated.
     fn is_condemned(&self) -> bool {
-        self.memory.borrow().regions().iter().any(|region| region.is_condemned())
+        self.regions.borrow().regions().iter().any(|region| region.is_condemned())
     }
 
     /// A host that truncates a file under its memory reads and writes nothing any more, and its controller has failed.
@@ -231,7 +267,7 @@ impl Function {
     }
 
     fn reaches(&self, gpa: u64, len: u64, access: Access) -> bool {
-        let (Some(end), memory) = (gpa.checked_add(len), self.memory.borrow()) else { return false };
+        let (Some(end), memory) = (gpa.checked_add(len), self.regions.borrow()) else { return false };
         let mut at = gpa;
         while at < end {
             match Sgl::empty().push_guest(&memory, at, (end - at) as usize, access) {
@@ -264,6 +300,7 @@ impl Function {
         self.msix_table.replace(msix_table());
         let controller = self.controller();
         controller.clear();
+        self.follow_bus_master();
         let until = self.shard.now().saturating_add(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX));
         let mut step = Duration::from_micros(20);
         while !self.is_quiet() {

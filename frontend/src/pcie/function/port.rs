@@ -57,6 +57,11 @@ impl Function {
         let cq = Rc::new(Cq::new(0, acq, cq_entries, Some(0)));
         self.add_cq(cq.clone());
         let sq = Sq::new(self, 0, asq, sq_entries, cq);
+        if !self.is_bus_master() {
+            self.complain(
+                "enabled before Bus Master Enable (PCI Command, bit 2): nothing is fetched until that is set",
+            );
+        }
         let attached = crate::pcie::admin::attach(self, controller.local(), sq, sq_entries).is_ok();
         if attached && self.poller.get().is_none() {
             self.poller.set(Some(self.shard.add_poller(self.clone())));

@@ -93,6 +93,9 @@ impl Function {
         if self.deaf.get() || self.controller().is_resetting() {
             return;
         }
+        if !self.is_bus_master() {
+            return self.late.hold(cq, cqe, reserved);
+        }
         let posted = cq.post(&self.memory.borrow(), cqe, reserved);
         self.posted(cq, posted);
     }
@@ -127,7 +130,7 @@ impl Function {
 
     /// Event completions that waited for room.
     pub(super) fn drain_completions(self: &Rc<Self>) {
-        if let Some(cq) = self.cq(0).filter(|cq| cq.is_starved()) {
+        if let Some(cq) = self.cq(0).filter(|cq| cq.is_starved() && self.is_bus_master()) {
             self.look_at_head(&cq);
             let waited = cq.drain(&self.memory.borrow()).transpose();
             if let Some(posted) = waited {
@@ -149,10 +152,15 @@ impl Function {
         cqs.values().filter(|cq| !cq.has_waiting()).any(|cq| cq.look(&memory, &self.bells).is_err())
     }
 
+    /// Whether commands are fetched.
+    pub(super) fn may_fetch(&self) -> bool {
+        !self.failed.get() && self.is_bus_master()
+    }
+
     pub(super) fn fetch_all(self: &Rc<Self>) -> bool {
         let mut any = false;
         let mut at = 0;
-        if self.failed.get() {
+        if !self.may_fetch() {
             return false;
         }
         loop {
@@ -219,6 +227,9 @@ impl Poller for Function {
     }
 
     fn sleep(&self) -> Wake {
+        if !self.is_bus_master() {
+            return Wake::Event;
+        }
         if self.bells.shadow.get().is_some() && !self.bells.is_silent() {
             // Arm, then look again: a host that missed the event index is seen by the second look.
             let memory = self.memory.borrow();
@@ -235,7 +246,7 @@ impl Poller for Function {
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         }
         let fetchable = || self.sqs.borrow().iter().any(|queue| queue.transport().has_work(queue));
-        if !self.failed.get() && (fetchable() || self.can_drain()) {
+        if self.may_fetch() && (fetchable() || self.can_drain()) {
             return Wake::Busy;
         }
         match self.bells.is_silent() {

@@ -517,7 +517,7 @@ impl<'a> Run<'a> {
         let at = r.pick(&[0x04u64, 0x04, 0x52, 0x52, 0x10, 0x20, 0x44, 0x68, 0x68, 0x3c]);
         let value = r.odd().to_le_bytes();
         let width = r.pick(&[2usize, 4, 1]);
-        self.wild |= at == 0x68;
+        self.wild |= matches!(at, 0x04 | 0x44 | 0x68);
         self.on.house.post(&mut self.client, 7, at, &value[..width]);
         let mut table = r.rest().to_vec();
         table.truncate(8);

@@ -220,18 +220,19 @@ impl House {
         if let Some(sgl) = client.ram.sgl(base(0) as usize, 0x2000) {
             sgl.zero(0, 0x2000);
         }
-        // AQA, ASQ and ACQ, CC: in one go.
+        // Command: memory space and bus master; AQA, ASQ and ACQ, CC: in one go.
         let (sq, cq) = (base(0), base(0) + 0x1000);
         let registers = [
-            (0x24, 15 << 16 | 15),
-            (0x28, sq),
-            (0x2c, 0),
-            (0x30, cq),
-            (0x34, 0),
-            (0x14, 4 << 20 | 6 << 16 | 1),
+            (7, 0x04, 6),
+            (0, 0x24, 15 << 16 | 15),
+            (0, 0x28, sq),
+            (0, 0x2c, 0),
+            (0, 0x30, cq),
+            (0, 0x34, 0),
+            (0, 0x14, 4 << 20 | 6 << 16 | 1),
         ];
-        let message = |(at, value)| {
-            let body = [longs(&[at]), words(&[0, 4, value as u32])].concat();
+        let message = |(region, at, value)| {
+            let body = [longs(&[at]), words(&[region, 4, value as u32])].concat();
             client.message(command::REGION_WRITE, 1 << 4, &body)
         };
         let all: Vec<u8> = registers.into_iter().flat_map(message).collect();
