@@ -29,7 +29,7 @@ pub(crate) fn intercept(
     }
     let done = match sqe.admin() {
         AdminOpcode::CreateIoCq => create_cq(function, sqe),
-        AdminOpcode::DeleteIoCq => return Some(delete_cq(function, ticket, sqe)),
+        AdminOpcode::DeleteIoCq => delete_cq(function, sqe),
         AdminOpcode::CreateIoSq => create_sq(function, queue, sqe),
         AdminOpcode::DeleteIoSq => return Some(delete_sq(function, ticket, sqe)),
         AdminOpcode::DoorbellBufferConfig => doorbell_buffers(function, sqe),
@@ -89,19 +89,14 @@ fn create_cq(function: &Rc<Function>, sqe: &Sqe) -> Result<(), Status> {
     Ok(())
 }
 
-fn delete_cq(function: &Function, ticket: Ticket, sqe: &Sqe) -> Outcome {
+fn delete_cq(function: &Function, sqe: &Sqe) -> Result<(), Status> {
     let qid = low(sqe.cdw10);
-    let Some(cq) = function.cq(qid).filter(|_| qid != 0) else {
-        return Status::INVALID_QUEUE_IDENTIFIER.dnr().into();
-    };
+    let cq = function.cq(qid).filter(|_| qid != 0).ok_or(Status::INVALID_QUEUE_IDENTIFIER.dnr())?;
     if function.is_used(&cq) {
-        return Status::INVALID_QUEUE_DELETION.dnr().into();
+        return Err(Status::INVALID_QUEUE_DELETION.dnr());
     }
     function.remove_cq(qid);
-    match function.late().awaits(&cq, ticket) {
-        true => Outcome::Later,
-        false => Status::SUCCESS.into(),
-    }
+    Ok(())
 }
 
 fn create_sq(function: &Rc<Function>, admin: &Rc<Queue<Sq>>, sqe: &Sqe) -> Result<(), Status> {
@@ -137,17 +132,16 @@ pub(crate) fn attach(
     Ok(())
 }
 
-fn delete_sq(function: &Function, ticket: Ticket, sqe: &Sqe) -> Outcome {
+fn delete_sq(function: &Rc<Function>, ticket: Ticket, sqe: &Sqe) -> Outcome {
     let qid = low(sqe.cdw10);
     let Some(queue) = function.queue(qid).filter(|q| qid != 0 && !q.is_closing()) else {
         return Status::INVALID_QUEUE_IDENTIFIER.dnr().into();
     };
     queue.close();
-    if function.queue(qid).is_none() {
-        return Status::SUCCESS.into();
+    match function.await_deletion(&queue, ticket) {
+        true => Outcome::Later,
+        false => Status::SUCCESS.into(),
     }
-    function.await_deletion(qid, ticket);
-    Outcome::Later
 }
 
 fn doorbell_buffers(function: &Rc<Function>, sqe: &Sqe) -> Result<(), Status> {

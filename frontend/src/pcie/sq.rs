@@ -49,6 +49,10 @@ pub(crate) struct Sq {
     /// The first of a fused pair was fetched, and a completion queue entry is reserved for the second too: else many
     /// firsts could hold all entries and wait for seconds that find none.
     second: Cell<bool>,
+    /// What is still out of commands that have ended: see [`Out`](super::staged::Out).
+    pub out: Cell<usize>,
+    /// The queue's deletion has waited long enough for that.
+    pub given_up: Cell<bool>,
 }
 
 /// What is kept of a command.
@@ -76,11 +80,17 @@ impl Sq {
             ahead: RefCell::default(),
             fetching: Cell::new(false),
             second: Cell::new(false),
+            out: Cell::new(0),
+            given_up: Cell::new(false),
         }
     }
 
     pub fn qid(&self) -> u16 {
         self.qid
+    }
+
+    pub fn function(&self) -> &Rc<Function> {
+        &self.function
     }
 
     pub fn cq(&self) -> &Rc<Cq> {
@@ -266,7 +276,9 @@ impl Sq {
             return self.blind.set(true);
         }
         self.ahead.replace(sqes.into());
-        Sq::fetch(queue);
+        if self.function.may_fetch() {
+            Sq::fetch(queue);
+        }
     }
 
     /// Finds a command's data in guest memory. What is left of the walk comes back when the data must be staged.
@@ -309,7 +321,7 @@ impl Sq {
             sqid: self.qid,
             ..Cqe::new(completion.cid, reply.status)
         };
-        self.function.post(&self.cq, cqe, reserved);
+        self.function.post(&self.cq, cqe, reserved, None);
     }
 }
 
@@ -395,7 +407,15 @@ impl Transport for Sq {
         }
     }
 
-    fn closing(&self) {}
+    fn closing(&self) {
+        if self.qid == 0 {
+            self.function.await_writes();
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.qid != 0 || !self.function.awaits_writes()
+    }
 
     fn closed(&self, queue: &Rc<Queue<Self>>) {
         // Whoever waits for its host's messages keeps the queue, and must not keep the host's memory.

@@ -30,14 +30,25 @@ pub(crate) trait Messages {
     /// Reads at most `len` bytes; `None` if the client refuses, or is gone.
     fn read(self: Rc<Self>, gpa: u64, len: usize) -> Later<Option<Vec<u8>>>;
 
+    /// Learns what must be known of the client before it is asked for anything: nothing but the first time.
+    fn meet(self: Rc<Self>, gpa: u64) -> Later<()>;
+
     /// Writes the first of these bytes; how many, none if the client refuses, or is gone.
     fn write(self: Rc<Self>, gpa: u64, bytes: &[u8]) -> Later<usize>;
+
+    /// Whether anything may be asked; what is asked meanwhile is refused.
+    fn allow(&self, allowed: bool);
 }
 
 /// Where a command's data will go from its buffer; known when the data is there.
 pub(crate) type Staged = Rc<RefCell<Runs>>;
 
 const FAILED: Status = Status::DATA_TRANSFER_ERROR;
+
+/// Memory that is not there: not for now, while the function may use none.
+fn unreachable(function: &Function) -> Status {
+    if function.is_bus_master() { FAILED.dnr() } else { FAILED }
+}
 
 /// Finds the rest of a command's runs, fetches its data if it comes from the host, and then answers
 /// [`Queue::data`].
@@ -146,19 +157,19 @@ pub(crate) fn deliver(
     let function = function.clone();
     let shard = function.shard.clone();
     let deliver = async move {
-        // The queue has ended when nothing of it is out.
-        let linger = queue.linger();
+        let out = Out::of(&queue);
         let hold = Hold::new(&function, data.len());
         if let Err(status) = scatter(&function, &queue, &data, &to.take()).await {
             completion.reply = Reply::from(status);
         }
-        drop((hold, linger));
+        drop(hold);
         // A queue that closes has no host any more that would expect it, but its completion queue may have others.
         match queue.is_closing() {
             false => queue.transport().post(&completion, reserved),
             true if reserved => queue.transport().cq().release(),
             true => {}
         }
+        drop(out);
     };
     shard.spawn(deliver).detach();
 }
@@ -177,54 +188,78 @@ async fn scatter(function: &Rc<Function>, queue: &Queue<Sq>, data: &Sgl, runs: &
     Ok(())
 }
 
-/// Completions on their way to queues that are reached by messages only, in their order.
+/// While it lives, something of a command that has ended is still on its way to the host by message, or waits to
+/// be: its queue's deletion is answered later.
+pub(crate) struct Out(Rc<Queue<Sq>>);
+
+impl Out {
+    pub fn of(queue: &Rc<Queue<Sq>>) -> Self {
+        let out = &queue.transport().out;
+        out.set(out.get() + 1);
+        Out(queue.clone())
+    }
+}
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        let sq = self.0.transport();
+        sq.out.set(sq.out.get() - 1);
+        sq.function().settle_deletion(&self.0);
+    }
+}
+
+/// A completion that has its place in a queue that is reached by messages only.
+struct Entry {
+    cq: Rc<Cq>,
+    gpa: u64,
+    cqe: Cqe,
+    out: Option<Out>,
+}
+
+/// A completion that has no place yet, and whether one is reserved for it.
+struct Held {
+    cq: Rc<Cq>,
+    cqe: Cqe,
+    reserved: bool,
+    out: Option<Out>,
+}
+
+/// Completions on their way to such queues, in their order.
 #[derive(Default)]
 pub(crate) struct Late {
     /// Those that have no place in their queue yet, and whether one is reserved: the function is no bus master.
-    held: RefCell<Vec<(Rc<Cq>, Cqe, bool)>>,
-    waiting: RefCell<VecDeque<(Rc<Cq>, u64, Cqe)>>,
+    held: RefCell<Vec<Held>>,
+    waiting: RefCell<VecDeque<Entry>>,
     busy: Cell<bool>,
-    /// The queue whose entry is out in a message.
-    out: RefCell<Option<Rc<Cq>>>,
-    /// The Delete I/O Completion Queue command that waits for that.
-    deleting: Cell<Option<Ticket>>,
 }
 
 impl Late {
     /// Forgets what is not on its way yet.
     pub fn clear(&self) {
-        self.held.borrow_mut().clear();
-        self.waiting.borrow_mut().clear();
-        self.deleting.set(None);
+        drop(self.held.take());
+        drop(self.waiting.take());
     }
 
     /// Keeps a completion until the function may write again.
-    pub fn hold(&self, cq: &Rc<Cq>, cqe: Cqe, reserved: bool) {
-        self.held.borrow_mut().push((cq.clone(), cqe, reserved));
-    }
-
-    /// Whether the deletion of a queue has to wait for an entry that is out. Its command is answered then.
-    pub fn awaits(&self, cq: &Rc<Cq>, ticket: Ticket) -> bool {
-        let is_out = self.out.borrow().as_ref().is_some_and(|out| Rc::ptr_eq(out, cq));
-        if is_out {
-            self.deleting.set(Some(ticket));
-        }
-        is_out
+    pub fn hold(&self, function: &Rc<Function>, cq: &Rc<Cq>, cqe: Cqe, reserved: bool) {
+        let out = function.queue(cqe.sqid).map(|queue| Out::of(&queue));
+        self.held.borrow_mut().push(Held { cq: cq.clone(), cqe, reserved, out });
     }
 
     /// Brings an entry to its place.
-    pub fn post(&self, function: &Rc<Function>, cq: &Rc<Cq>, gpa: u64, cqe: Cqe) {
-        self.waiting.borrow_mut().push_back((cq.clone(), gpa, cqe));
+    pub fn post(&self, function: &Rc<Function>, cq: &Rc<Cq>, gpa: u64, cqe: Cqe, out: Option<Out>) {
+        let out = out.or_else(|| function.queue(cqe.sqid).map(|queue| Out::of(&queue)));
+        self.waiting.borrow_mut().push_back(Entry { cq: cq.clone(), gpa, cqe, out });
         self.go_on(function);
     }
 
     /// The function may be a bus master again: what waited for that goes on.
     pub fn go_on(&self, function: &Rc<Function>) {
-        if !function.is_bus_master() {
+        if !function.may_post() {
             return;
         }
-        for (cq, cqe, reserved) in self.held.take() {
-            function.post(&cq, cqe, reserved);
+        for Held { cq, cqe, reserved, out } in self.held.take() {
+            function.post(&cq, cqe, reserved, out);
         }
         if self.waiting.borrow().is_empty() || self.busy.replace(true) {
             return;
@@ -233,20 +268,19 @@ impl Late {
         let shard = function.shard.clone();
         let post = async move {
             let late = function.late();
-            while function.is_bus_master() {
-                let Some((cq, gpa, cqe)) = late.waiting.borrow_mut().pop_front() else { break };
-                // A reset is complete when nothing of it is out.
-                let linger = function.queue(0).map(|admin| admin.linger());
-                late.out.replace(Some(cq.clone()));
+            while function.may_post() {
+                let Some(Entry { cq, gpa, cqe, out }) = late.waiting.borrow_mut().pop_front() else { break };
                 // An entry that its host refuses is lost to it, and to it alone; one of a queue that is gone is nobody's.
                 let is_there = || function.cq(cq.qid).is_some_and(|now| Rc::ptr_eq(&now, &cq));
-                if write(&function, gpa, cqe.as_bytes(), is_there).await.is_ok() {
-                    function.arrived(&cq);
-                }
-                late.out.replace(None);
-                drop(linger);
-                if let (Some(ticket), Some(admin)) = (late.deleting.take(), function.queue(0)) {
-                    admin.finish(ticket, Reply::default());
+                let wanted = || is_there() && function.may_post();
+                match write(&function, gpa, cqe.as_bytes(), wanted).await {
+                    Ok(()) => function.arrived(&cq),
+                    // It has its place, and waits as those behind it do.
+                    Err(_) if !function.is_bus_master() => {
+                        late.waiting.borrow_mut().push_front(Entry { cq, gpa, cqe, out });
+                        break;
+                    }
+                    Err(_) => {}
                 }
             }
             late.busy.set(false);
@@ -284,10 +318,30 @@ pub(crate) async fn read(function: &Rc<Function>, gpa: u64, to: &mut [u8]) -> Re
                 to[done..done + bytes.len()].copy_from_slice(&bytes);
                 done += bytes.len();
             }
-            Err(_) => return Err(FAILED.dnr()),
+            Err(_) => return Err(unreachable(function)),
         }
     }
     Ok(())
+}
+
+/// A write of guest memory that its client has not answered: a reset is complete after it.
+struct Sent<'a>(&'a Function);
+
+impl<'a> Sent<'a> {
+    fn new(function: &'a Function) -> Self {
+        function.writes.set(function.writes.get() + 1);
+        Sent(function)
+    }
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        let left = self.0.writes.get() - 1;
+        self.0.writes.set(left);
+        if let Some(admin) = self.0.queue(0).filter(|_| left == 0) {
+            admin.check_closed();
+        }
+    }
 }
 
 /// Writes guest memory of either kind, as long as it is `wanted`.
@@ -309,13 +363,18 @@ async fn write(
             Err(MemError::ByMessage { gpa, len }) => {
                 done += (gpa - at) as usize;
                 let n = len.min(PIECE).min(from.len() - done);
-                let ask = function.messages().map(|m| m.write(gpa, &from[done..done + n])).ok_or(FAILED)?;
-                match ask.await {
+                let messages = function.messages().ok_or(FAILED)?;
+                messages.clone().meet(gpa).await;
+                if !wanted() {
+                    return Err(Status::ABORTED_SQ_DELETION);
+                }
+                let _sent = Sent::new(function);
+                match messages.write(gpa, &from[done..done + n]).await {
                     0 => return Err(FAILED),
                     n => done += n,
                 }
             }
-            Err(_) => return Err(FAILED.dnr()),
+            Err(_) => return Err(unreachable(function)),
         }
     }
     Ok(())

@@ -27,9 +27,6 @@ use verify::Verifies;
 
 pub use transport::{Completion, Data, Direction, Outcome, Reply, Ticket, Transport};
 
-/// How long the end of a queue waits for what its transport still does for commands that have ended.
-const LINGER: Duration = Duration::from_secs(3);
-
 /// What a queue is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueConfig {
@@ -55,8 +52,6 @@ pub struct Queue<T: Transport> {
     stats: Arc<ChannelStats>,
     transport: T,
     closing: Cell<bool>,
-    /// What is still under way of commands that have ended: see [`Queue::linger`].
-    lingering: Cell<usize>,
     token: RefCell<Option<QueueToken>>,
 }
 
@@ -95,7 +90,6 @@ impl<T: Transport> Queue<T> {
             stats: shared.stats().open(shard.id()),
             transport,
             closing: Cell::new(false),
-            lingering: Cell::new(0),
             token: RefCell::default(),
         });
         let key = queue.key();
@@ -218,25 +212,11 @@ impl<T: Transport> Queue<T> {
             controller.forget_events();
         }
         self.check_closed();
-        if self.lingering.get() > 0 {
-            let (queue, shard) = (self.clone(), self.local().shard().clone());
-            let give_up = async move {
-                queue.local().shard().sleep(LINGER).await;
-                queue.lingering.set(0);
-                queue.check_closed();
-            };
-            shard.spawn(give_up).detach();
-        }
     }
 
-    /// Keeps the queue from its end: its transport still does something for a command that has ended.
-    pub fn linger(self: &Rc<Self>) -> Linger<T> {
-        self.lingering.set(self.lingering.get() + 1);
-        Linger(self.clone())
-    }
-
-    fn check_closed(self: &Rc<Self>) {
-        if !self.closing.get() || self.slots.borrow().in_flight() > 0 || self.lingering.get() > 0 {
+    /// Ends a queue that closes, if nothing of it is left.
+    pub fn check_closed(self: &Rc<Self>) {
+        if !self.closing.get() || self.slots.borrow().in_flight() > 0 || !self.transport.is_settled() {
             return;
         }
         let Some(token) = self.token.take() else { return };
@@ -244,16 +224,6 @@ impl<T: Transport> Queue<T> {
         self.local.shard().take_local(self.key());
         drop(token);
         self.transport.closed(self);
-    }
-}
-
-/// While it lives, its queue does not end.
-pub struct Linger<T: Transport>(Rc<Queue<T>>);
-
-impl<T: Transport> Drop for Linger<T> {
-    fn drop(&mut self) {
-        self.0.lingering.set(self.0.lingering.get().saturating_sub(1));
-        self.0.check_closed();
     }
 }
 

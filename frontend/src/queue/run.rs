@@ -433,9 +433,7 @@ impl<T: Transport> Queue<T> {
         let kind = match &work.pieces {
             Pieces::Parts(parts) => Kind::of(parts.whole.op),
             Pieces::Verify(_) => Kind::Verify,
-            // These are two commands.
-            Pieces::Fused(_) => return self.stats.record(piece, block_size, took, &result),
-            Pieces::Whole(_) | Pieces::Ranges(_) | Pieces::Flushes(_) => Kind::of(piece.op),
+            _ => Kind::of(piece.op),
         };
         if result.is_ok() {
             *covered += u64::from(piece.blocks);
@@ -566,13 +564,18 @@ impl<T: Transport> Issuer for Queue<T> {
             let mut slots = self.slots.borrow_mut();
             let Some((ticket, slot)) = slots.of_io(cookie) else { return };
             let Stage::Io(work) = &slot.stage else { return };
-            let took = self.local().shard().now().saturating_sub(slot.began);
+            let now = self.local().shard().now();
             let verdict = self.verdict(slot, work, io.op(), result);
             match &work.pieces {
-                Pieces::Whole(_) => {
+                // Two commands, if it is a pair.
+                Pieces::Whole(_) | Pieces::Fused(_) => {
+                    let took = now.saturating_sub(slot.sent);
                     self.stats.record(io.request(), work.attachment.limits.block_size, took, &result);
                 }
-                _ => self.record_piece(work, io.request(), &mut slot.covered, took, (result, verdict)),
+                _ => {
+                    let took = now.saturating_sub(slot.began);
+                    self.record_piece(work, io.request(), &mut slot.covered, took, (result, verdict));
+                }
             }
             if verdict == Ok(false) {
                 let to_host = work.run().is_some_and(|whole| whole.op == Op::Read);

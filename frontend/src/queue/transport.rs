@@ -135,6 +135,11 @@ pub trait Transport: Sized + 'static {
     /// The queue closes: nothing is fetched any more, commands that wait for data have ended.
     fn closing(&self);
 
+    /// Whether a queue that closes may end, as far as this transport is concerned: [`Queue::check_closed`] asks.
+    fn is_settled(&self) -> bool {
+        true
+    }
+
     /// Looks whether the peer is gone, and closes the queue if so.
     fn probe(&self) {}
 

@@ -52,6 +52,8 @@ pub(super) struct Dma {
     pub max_data: Cell<usize>,
     count: Cell<Option<Count>>,
     closed: Cell<bool>,
+    /// See [`Messages::allow`].
+    allowed: Cell<bool>,
     /// Bytes that were asked for and have not come.
     awaited: Cell<usize>,
     waiters: RefCell<Vec<Waker>>,
@@ -76,6 +78,7 @@ impl Dma {
             max_data: Cell::new(4096),
             count: Cell::new(None),
             closed: Cell::new(false),
+            allowed: Cell::new(false),
             awaited: Cell::new(0),
             waiters: RefCell::default(),
         })
@@ -102,7 +105,8 @@ impl Dma {
             let mut asked = self.asked.borrow_mut();
             // An identifier that no other question bears; there are far fewer questions than identifiers.
             let ids = (0..=u16::MAX).map(|i| self.next.get().wrapping_add(i));
-            let id = ids.into_iter().find(|id| !asked.contains_key(id)).filter(|_| !self.closed.get())?;
+            let may = self.allowed.get() && !self.closed.get();
+            let id = ids.into_iter().find(|id| !asked.contains_key(id)).filter(|_| may)?;
             self.next.set(id.wrapping_add(1));
             asked.insert(id, Asked { command, to });
             let body: Vec<&[u8]> = [access.as_bytes()].into_iter().chain(after.iter().copied()).collect();
@@ -122,7 +126,8 @@ impl Dma {
             Some(_) => Count::Bits32,
             None => Count::Bits64,
         };
-        self.count.set(Some(found));
+        // A refusal of ours says nothing.
+        self.count.set(Some(found).filter(|_| self.allowed.get()));
         found
     }
 
@@ -157,6 +162,12 @@ impl Messages for Dma {
         })
     }
 
+    fn meet(self: Rc<Self>, gpa: u64) -> Later<()> {
+        Box::pin(async move {
+            self.count(gpa).await;
+        })
+    }
+
     fn write(self: Rc<Self>, gpa: u64, bytes: &[u8]) -> Later<usize> {
         let bytes = bytes[..bytes.len().min(self.max_data.get())].to_vec();
         Box::pin(async move {
@@ -176,5 +187,9 @@ impl Messages for Dma {
             };
             if done.is_some() { n } else { 0 }
         })
+    }
+
+    fn allow(&self, allowed: bool) {
+        self.allowed.set(allowed);
     }
 }

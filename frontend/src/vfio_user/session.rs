@@ -1,10 +1,14 @@
 //! One client, from its first message to its last: what it asks is done and answered in order.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fs::File;
+use std::future::poll_fn;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use engine::Task;
@@ -27,6 +31,8 @@ use nvme_proto::register::offset;
 
 /// Bytes after the header: those of a DMA_READ reply with the most data.
 const MAX_BODY: usize = MAX_DATA + 64;
+/// Requests that are received before an earlier one is answered.
+const AHEAD: usize = 8;
 /// Bytes of one region access: more is never needed.
 const MAX_ACCESS: u32 = 64 << 10;
 /// A client that is let in says its version within this.
@@ -123,11 +129,17 @@ impl<'a> Session<'a> {
     async fn serve(&self) -> Result<(), Reject> {
         let mut receiver = Receiver::new(MAX_BODY, MAX_FDS);
         let mut batch = 0;
-        while let Some(message) = self.socket.receive(&mut receiver).await? {
+        let mut requests = VecDeque::new();
+        loop {
+            let next = match requests.pop_front() {
+                Some(request) => Some(request),
+                None => self.socket.receive(&mut receiver).await?,
+            };
+            let Some(message) = next else { return Ok(()) };
             if message.header.is_reply() {
                 self.dma.reply(message);
             } else {
-                self.answer(message).await?;
+                self.attend(message, &mut receiver, &mut requests).await?;
             }
             self.socket.has_room().await;
             batch += 1;
@@ -135,7 +147,37 @@ impl<'a> Session<'a> {
                 self.function.shard.sleep(Duration::ZERO).await;
             }
         }
-        Ok(())
+    }
+
+    /// Answers a request. One that takes its time may wait for replies, which are taken meanwhile; some requests that come
+    /// then go to `requests`.
+    async fn attend(
+        &self,
+        message: Message,
+        receiver: &mut Receiver,
+        requests: &mut VecDeque<Message>,
+    ) -> Result<(), Reject> {
+        let mut answer = pin!(self.answer(message));
+        loop {
+            let listens = requests.len() < AHEAD && !self.socket.is_full();
+            let mut receive = pin!(self.socket.receive(receiver));
+            let first = poll_fn(|cx| match answer.as_mut().poll(cx) {
+                Poll::Ready(answered) => Poll::Ready(Err(answered)),
+                Poll::Pending if listens => receive.as_mut().poll(cx).map(Ok),
+                Poll::Pending => Poll::Pending,
+            });
+            match first.await {
+                Err(answered) => return answered,
+                Ok(Ok(Some(reply))) if reply.header.is_reply() => self.dma.reply(reply),
+                Ok(Ok(Some(request))) => requests.push_back(request),
+                // The client is gone, which is heard of again, or does not speak the protocol.
+                Ok(other) => {
+                    answer.await?;
+                    return other.map(drop);
+                }
+            }
+            self.function.shard.sleep(Duration::ZERO).await;
+        }
     }
 
     async fn answer(&self, mut message: Message) -> Result<(), Reject> {
@@ -281,6 +323,9 @@ impl<'a> Session<'a> {
             }
             shard.sleep(step).await;
             step = (step * 2).min(Duration::from_millis(5));
+            // A command of several pieces may have begun another meanwhile.
+            let held = |region: &&Arc<Region>| Arc::strong_count(region) > others;
+            regions.iter().filter(held).for_each(|region| self.function.revoke(region.id()));
         }
     }
 

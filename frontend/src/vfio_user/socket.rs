@@ -113,10 +113,15 @@ impl Socket {
         }
     }
 
+    /// Whether too many messages are left to be sent.
+    pub fn is_full(&self) -> bool {
+        !self.dead.get() && self.out.borrow().len() >= BACKLOG
+    }
+
     /// Waits until few enough messages are left to be sent: a client that does not read is not read.
     pub async fn has_room(&self) {
         std::future::poll_fn(|cx| {
-            if self.dead.get() || self.out.borrow().len() < BACKLOG {
+            if !self.is_full() {
                 return Poll::Ready(());
             }
             self.waiter.replace(Some(cx.waker().clone()));

@@ -7,7 +7,7 @@ use nvme_proto::dptr::{SglDescriptor, SglSubtype, SglType};
 use nvme_proto::zerocopy::IntoBytes;
 use nvme_proto::{Sqe, Status};
 
-use crate::client::{Answers, Client, DATA, RAM, command, longs, rw};
+use crate::client::{Answers, Client, DATA, Queue, RAM, command, longs, rw};
 use crate::rig::Rig;
 
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
@@ -243,5 +243,97 @@ fn reads_on_their_way_give_their_entries_back() {
             c.serve_pending();
         }
         assert!(c.run(&mut q, rw(false, 0, 8, 0x500000, 0)).status().is_success());
+    }
+}
+
+/// Completions that are on their way when their submission queue is deleted come before the deletion's.
+#[test]
+fn completions_on_their_way_come_before_their_queue_s_end() {
+    let rig = Rig::new("entries-first", Doorbells::Trapped);
+    for patient in [true, false] {
+        let mut c = bench(&rig);
+        // The completion queue is reached by messages, the submission queue is not.
+        let queue = Queue::at(1, 0x600000, DATA + 0x100000, 16);
+        let mut q = c.create_in(queue);
+        assert!(c.run(&mut q, rw(true, 0, 8, 0x500000, 0)).status().is_success());
+        for i in 0..3 {
+            c.submit(&mut q, rw(false, i * 8, 8, 0x500000, 0));
+        }
+        c.withhold(1);
+        c.submit_admin(Sqe { cdw10: 1, ..Sqe::default() });
+        let mut other = c.create(2, 16);
+        assert!(c.run(&mut other, rw(true, 0, 8, 0x500000, 0)).status().is_success());
+        assert_eq!(c.reap_admin(), None, "the queue is deleted");
+        if patient {
+            c.answer_at_last();
+        }
+        let until = Instant::now() + Duration::from_secs(10);
+        while c.reap_admin().is_none() {
+            assert!(Instant::now() < until, "the queue is not deleted");
+            c.serve_pending();
+        }
+        if patient {
+            for _ in 0..3 {
+                assert!(c.poll(&mut q).is_some_and(|cqe| cqe.status().is_success()), "an entry comes late");
+            }
+        } else {
+            // Who does not take it is not waited for for long; no entry of a queue that is there is left out.
+            c.answer_at_last();
+            for _ in 0..3 {
+                assert!(c.wait(&mut q).status().is_success());
+            }
+        }
+    }
+}
+
+/// Commands that were asked for before the function ceased to be a bus master are executed when it is one again.
+#[test]
+fn commands_that_come_while_it_is_no_bus_master_wait() {
+    let rig = Rig::new("master-late", Doorbells::Trapped);
+    let mut c = bench(&rig);
+    let mut q = c.create_in(Queue::at(1, DATA + 0x200000, 0x700000, 16));
+    c.put(0x500000, &pattern(5, 4096));
+    assert!(c.run(&mut q, rw(true, 0, 8, 0x500000, 0)).status().is_success());
+    c.submit(&mut q, rw(false, 0, 8, 0x510000, 0));
+    c.withhold(1);
+    c.master(false);
+    c.answer_at_last();
+    for _ in 0..20 {
+        c.register(0x1c);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(c.peek(&q).is_none());
+    assert_eq!(c.get(0x510000, 4096), [0; 4096]);
+    c.master(true);
+    assert_eq!(c.wait(&mut q).status(), Status::SUCCESS);
+    assert!(c.get(0x510000, 4096) == pattern(5, 4096));
+}
+
+/// A reset is complete when no write of guest memory is out any more, and the answer of one is taken while a reset waits.
+#[test]
+fn a_reset_waits_for_what_is_out() {
+    let rig = Rig::new("reset-out", Doorbells::Trapped);
+    let mut c = bench(&rig);
+    for by_message in [false, true] {
+        let mut q = c.create(1, 64);
+        assert!(c.run(&mut q, rw(true, 0, 8, DATA, 0)).status().is_success());
+        c.submit(&mut q, rw(false, 0, 8, DATA, 0));
+        c.withhold(1);
+        let reset = by_message.then(|| c.send(command::RESET, 0, &[], &[]));
+        if reset.is_none() {
+            c.post(0x14, 0);
+            for _ in 0..20 {
+                assert_eq!(c.register(0x1c) & 1, 1, "it is complete");
+            }
+        }
+        c.answer_at_last();
+        match reset {
+            Some(id) => {
+                let (answered, reply) = c.reply();
+                assert_eq!((answered, reply.errno), (id, 0));
+            }
+            None => c.wait_csts(1, 0),
+        }
+        c.enable();
     }
 }

@@ -55,10 +55,13 @@ pub(crate) struct Function {
     pub staged: Cell<usize>,
     /// Completions on their way by message.
     late: Late,
+    /// Writes of guest memory by message that were not answered yet, and whether a reset still waits for them.
+    pub writes: Cell<usize>,
+    patient: Cell<bool>,
     sqs: RefCell<Vec<Rc<Queue<Sq>>>>,
     cqs: RefCell<BTreeMap<u16, Rc<Cq>>>,
     /// Delete I/O Submission Queue commands that wait for the queue's end.
-    deleting: RefCell<BTreeMap<u16, Ticket>>,
+    deleting: RefCell<Vec<(Rc<Queue<Sq>>, Ticket)>>,
     poller: Cell<Option<PollerId>>,
     /// [`TurnEnd`] is asked for.
     ending: Cell<bool>,
@@ -118,6 +121,8 @@ impl Function {
             runs: RefCell::default(),
             staged: Cell::new(0),
             late: Late::default(),
+            writes: Cell::new(0),
+            patient: Cell::new(false),
             sqs: RefCell::default(),
             cqs: RefCell::default(),
             deleting: RefCell::default(),
@@ -152,6 +157,7 @@ impl Function {
     /// No memory file can be made for the doorbells.
     pub fn attach_host(&self, messages: Rc<dyn Messages>) -> io::Result<()> {
         self.bells.renew()?;
+        messages.allow(self.is_bus_master());
         self.messages.replace(Some(messages));
         self.deaf.set(false);
         Ok(())
@@ -170,9 +176,9 @@ impl Function {
         self.memory.replace(GuestMemory::default());
     }
 
-    /// Guest memory by messages, if a host is there and the function may use it.
+    /// Guest memory by messages, if a host is there.
     pub fn messages(&self) -> Option<Rc<dyn Messages>> {
-        self.messages.borrow().clone().filter(|_| self.is_bus_master())
+        self.messages.borrow().clone()
     }
 
     /// Whether the controller has ended, with its subsystem.
@@ -195,8 +201,13 @@ impl Function {
     pub fn remove_region(self: &Rc<Self>, id: RegionId) {
         let without = self.regions.borrow().without(id);
         self.regions.replace(without);
-        self.controller().local().revoke(Scope::Region(id));
+        self.revoke(id);
         self.memory_changed();
+    }
+
+    /// Takes back what uses a region.
+    pub fn revoke(&self, id: RegionId) {
+        self.controller().local().revoke(Scope::Region(id));
     }
 
     /// Whether it may use its guest's memory at all.
@@ -213,10 +224,12 @@ impl Function {
             return false;
         }
         self.interrupts.hold(!is);
+        if let Some(messages) = self.messages() {
+            messages.allow(is);
+        }
         if !is {
             let regions = self.regions.borrow().clone();
-            let local = self.controller().local();
-            regions.regions().iter().for_each(|region| local.revoke(Scope::Region(region.id())));
+            regions.regions().iter().for_each(|region| self.revoke(region.id()));
         }
         self.memory_changed();
         self.late.go_on(self);

@@ -30,7 +30,7 @@ impl Function {
         self.look_at_memory();
         self.cqs.borrow_mut().clear();
         self.late.clear();
-        self.deleting.borrow_mut().clear();
+        drop(self.deleting.take());
         self.bells.clear();
         self.interrupts.forget();
         self.coalescing.forget(&self.shard);

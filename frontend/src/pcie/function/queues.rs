@@ -1,6 +1,7 @@
 //! The function's queues: which there are, what is fetched from them, and what tells the host of completions.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use engine::mem::MemError;
 use engine::{Poller, TurnEnd, Wake};
@@ -11,8 +12,11 @@ use super::Function;
 use crate::pcie::cq::{Cq, Posted};
 use crate::pcie::doorbell::{Bell, Shadow};
 use crate::pcie::sq::Sq;
-use crate::pcie::staged::Late;
+use crate::pcie::staged::{Late, Out};
 use crate::queue::{Queue, Reply, Ticket};
+
+/// How long the deletion of a queue, or a reset, waits for what is out.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Function {
     /// The submission queue with that QID.
@@ -42,18 +46,80 @@ impl Function {
         self.sqs.borrow().iter().any(|q| Rc::ptr_eq(q.transport().cq(), cq))
     }
 
-    /// Delete I/O Submission Queue is answered when the queue has ended.
-    pub fn await_deletion(&self, qid: u16, ticket: Ticket) {
-        self.deleting.borrow_mut().insert(qid, ticket);
+    /// Delete I/O Submission Queue is answered when the queue has ended and nothing of its commands is out any more.
+    /// Whether that is to come.
+    pub fn await_deletion(self: &Rc<Self>, queue: &Rc<Queue<Sq>>, ticket: Ticket) -> bool {
+        if self.has_ended_queue(queue) && queue.transport().out.get() == 0 {
+            return false;
+        }
+        self.deleting.borrow_mut().push((queue.clone(), ticket));
+        self.limit_deletion(queue);
+        true
+    }
+
+    /// A client that does not take what is out of a queue is not waited for for long.
+    fn limit_deletion(self: &Rc<Self>, queue: &Rc<Queue<Sq>>) {
+        let waits = self.deleting.borrow().iter().any(|(q, _)| Rc::ptr_eq(q, queue));
+        if !waits || !self.has_ended_queue(queue) {
+            return;
+        }
+        let (me, queue) = (self.clone(), queue.clone());
+        let give_up = async move {
+            me.shard.sleep(PATIENCE).await;
+            while !me.is_bus_master() && !me.deleting.borrow().is_empty() {
+                me.shard.sleep(PATIENCE).await;
+            }
+            queue.transport().given_up.set(true);
+            me.settle_deletion(&queue);
+        };
+        self.shard.spawn(give_up).detach();
+    }
+
+    fn has_ended_queue(&self, queue: &Rc<Queue<Sq>>) -> bool {
+        !self.sqs.borrow().iter().any(|q| Rc::ptr_eq(q, queue))
     }
 
     /// A submission queue has ended.
-    pub fn forget_queue(&self, queue: &Rc<Queue<Sq>>) {
+    pub fn forget_queue(self: &Rc<Self>, queue: &Rc<Queue<Sq>>) {
         self.sqs.borrow_mut().retain(|q| !Rc::ptr_eq(q, queue));
-        let waits = self.deleting.borrow_mut().remove(&queue.qid());
-        if let (Some(ticket), Some(admin)) = (waits, self.queue(0)) {
+        self.settle_deletion(queue);
+        self.limit_deletion(queue);
+    }
+
+    /// Answers the deletion of a queue if it is time.
+    pub fn settle_deletion(self: &Rc<Self>, queue: &Rc<Queue<Sq>>) {
+        let at = self.deleting.borrow().iter().position(|(q, _)| Rc::ptr_eq(q, queue));
+        let Some(at) = at.filter(|_| self.has_ended_queue(queue)) else { return };
+        let sq = queue.transport();
+        if sq.out.get() > 0 && !sq.given_up.get() {
+            return;
+        }
+        let (_, ticket) = self.deleting.borrow_mut().swap_remove(at);
+        if let Some(admin) = self.queue(0) {
             admin.finish(ticket, Reply::default());
         }
+    }
+
+    /// A reset begins: it waits for writes of guest memory that are out, for some time.
+    pub fn await_writes(self: &Rc<Self>) {
+        self.patient.set(true);
+        if self.writes.get() == 0 {
+            return;
+        }
+        let me = self.clone();
+        let give_up = async move {
+            me.shard.sleep(PATIENCE).await;
+            me.patient.set(false);
+            if let Some(admin) = me.queue(0) {
+                admin.check_closed();
+            }
+        };
+        self.shard.spawn(give_up).detach();
+    }
+
+    /// Whether a reset still waits for such writes.
+    pub fn awaits_writes(&self) -> bool {
+        self.patient.get() && self.writes.get() > 0
     }
 
     /// The first value of a new queue's doorbell.
@@ -89,21 +155,21 @@ impl Function {
 
     /// Adds a completion to a queue; the host hears of it at the end of this turn. A reset ends commands without one:
     /// it deletes the queues, and the host has forgotten them.
-    pub fn post(self: &Rc<Self>, cq: &Rc<Cq>, cqe: Cqe, reserved: bool) {
+    pub fn post(self: &Rc<Self>, cq: &Rc<Cq>, cqe: Cqe, reserved: bool, out: Option<Out>) {
         if self.deaf.get() || self.controller().is_resetting() {
             return;
         }
         if !self.is_bus_master() {
-            return self.late.hold(cq, cqe, reserved);
+            return self.late.hold(self, cq, cqe, reserved);
         }
         let posted = cq.post(&self.memory.borrow(), cqe, reserved);
-        self.posted(cq, posted);
+        self.posted(cq, posted, out);
     }
 
-    fn posted(self: &Rc<Self>, cq: &Rc<Cq>, posted: Result<Posted, MemError>) {
+    fn posted(self: &Rc<Self>, cq: &Rc<Cq>, posted: Result<Posted, MemError>, out: Option<Out>) {
         match posted {
             Ok(Posted::There) => self.note_end(),
-            Ok(Posted::Message { gpa, cqe }) => self.late.post(self, cq, gpa, cqe),
+            Ok(Posted::Message { gpa, cqe }) => self.late.post(self, cq, gpa, cqe, out),
             Err(_) => {
                 self.complain("a completion queue is not in guest memory any more");
                 self.fail();
@@ -134,7 +200,7 @@ impl Function {
             self.look_at_head(&cq);
             let waited = cq.drain(&self.memory.borrow()).transpose();
             if let Some(posted) = waited {
-                self.posted(&cq, posted);
+                self.posted(&cq, posted, None);
             }
         }
     }
@@ -153,8 +219,13 @@ impl Function {
     }
 
     /// Whether commands are fetched.
-    pub(super) fn may_fetch(&self) -> bool {
+    pub fn may_fetch(&self) -> bool {
         !self.failed.get() && self.is_bus_master()
+    }
+
+    /// Whether completions go to the host.
+    pub fn may_post(&self) -> bool {
+        self.is_bus_master() && !self.deaf.get() && !self.controller().is_resetting()
     }
 
     pub(super) fn fetch_all(self: &Rc<Self>) -> bool {
