@@ -7,6 +7,7 @@ use engine::{Io, IoId, IoResult, Issuer, Op, Origin, Request, Scope};
 use nvme_proto::register::{Cc, Csts};
 
 use super::Controller;
+use crate::namespace::Attachment;
 
 /// Where a controller is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,9 +195,10 @@ impl Controller {
             self.stop_keep_alive();
         }
         let origin = Origin::new();
-        let flush = Rc::new(ShutdownFlush { controller: self.clone(), number, left: Default::default() });
         let namespaces = self.local.namespaces();
-        for attachment in &namespaces {
+        let left = Default::default();
+        let flush = Rc::new(ShutdownFlush { controller: self.clone(), number, namespaces, left });
+        for attachment in &flush.namespaces {
             flush.left.set(flush.left.get() + 1);
             let mut io = Io::new(IoId { origin, tag: 0 });
             *io.request_mut() = Request { op: Op::Flush, ..Request::default() };
@@ -209,8 +211,8 @@ impl Controller {
         let (flush, shard) = (Rc::downgrade(&flush), self.local.shard().clone());
         let give_up = async move {
             shard.sleep(SHUTDOWN).await;
-            if flush.upgrade().is_some_and(|flush| flush.left.get() > 0) {
-                namespaces.iter().for_each(|attachment| attachment.revoke(Scope::Origin(origin)));
+            if let Some(flush) = flush.upgrade() {
+                flush.namespaces.iter().for_each(|attachment| attachment.revoke(Scope::Origin(origin)));
             }
         };
         self.local.shard().spawn(give_up).detach();
@@ -228,6 +230,8 @@ impl Controller {
 struct ShutdownFlush {
     controller: Rc<Controller>,
     number: u64,
+    /// Held until the last has been flushed, and no longer: whoever takes one away waits for it.
+    namespaces: Vec<Rc<Attachment>>,
     left: std::cell::Cell<usize>,
 }
 

@@ -13,7 +13,7 @@ use nvme_proto::{Sqe, Status};
 
 use super::slot::{Pending, Pieces, Stage, Work};
 use super::{Direction, Outcome, Queue, Ticket, Transport};
-use crate::controller::INACCESSIBLE;
+use crate::controller::{INACCESSIBLE, MAX_TRANSFER};
 use crate::namespace::Attachment;
 use crate::subsystem::{Ask, Command, Hold, HostId, Member, Viewer};
 
@@ -74,14 +74,18 @@ impl<T: Transport> Queue<T> {
         opcode.is_some_and(permits) && (!fused || permits(NvmOpcode::Write))
     }
 
-    /// Reservation Report: as much of the data structure as the host asks for.
+    /// Reservation Report: as much of the data structure as the host asks for, and zeroes where it asks for more: what it
+    /// asks for is the length that its data pointer has.
     pub(super) fn report(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe, attachment: &Rc<Attachment>) {
         let extended = ReportCdw11::from_bits(sqe.cdw11).eds();
+        let asked = u64::from(sqe.cdw10).saturating_add(1).saturating_mul(4);
+        let Some(len) = usize::try_from(asked).ok().filter(|_| asked <= MAX_TRANSFER) else {
+            return self.end(ticket, Status::INVALID_FIELD.dnr().into());
+        };
         let report = self.reserver().and_then(|host| attachment.reservations.report(host, extended));
         let outcome = match report {
             Ok(mut bytes) => {
-                let asked = u64::from(sqe.cdw10).saturating_add(1).saturating_mul(4);
-                bytes.truncate(usize::try_from(asked).unwrap_or(usize::MAX));
+                bytes.resize(len, 0);
                 Outcome::ToHost(bytes)
             }
             Err(status) => status.dnr().into(),

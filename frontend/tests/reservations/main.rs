@@ -197,14 +197,17 @@ fn e58_commands_that_ask_for_what_is_not() {
     assert_eq!((report.rtype, report.registrants), (4, vec![(0xffff, 1, 6, 1)]), "preempts itself");
     assert_eq!((host.acquire(2, 6, 6, 6), host.report().rtype), (SUCCESS, 6));
     assert_eq!((host.acquire(2, 2, 6, 0), host.report().rtype), (SUCCESS, 2));
-    // A report that is shorter than what there is to say, and one that is longer.
-    for (dwords, len) in [(1, 4), (2, 8), (16, 64), (20, 80), (32, 128), (4096, 128)] {
-        let sqe = Sqe { opc: 0x0e, cdw10: dwords - 1, cdw11: 1, ..Sqe::default() };
-        let (status, bytes) = host.io(sqe, &[], dwords as usize * 4);
-        assert_eq!((status, bytes.len()), (SUCCESS, len));
+    // A report that is shorter than what there is to say, and one that is longer: zeroes follow.
+    let asked = |dwords: u32| Sqe { opc: 0x0e, cdw10: dwords - 1, cdw11: 1, ..Sqe::default() };
+    let whole = host.io(asked(32), &[], 128).1;
+    for dwords in [1, 2, 16, 20, 32, 4096] {
+        let (status, bytes) = host.io(asked(dwords), &[], dwords as usize * 4);
+        assert_eq!((status, bytes.len()), (SUCCESS, dwords as usize * 4));
+        let known = bytes.len().min(128);
+        assert!(bytes[..known] == whole[..known] && bytes[known..].iter().all(|byte| *byte == 0));
     }
-    let huge = Sqe { opc: 0x0e, cdw10: u32::MAX, cdw11: 1, ..Sqe::default() };
-    assert_eq!(host.io(huge, &[], 128).0, SUCCESS);
+    assert_eq!(host.io(asked((1 << 18) + 1), &[], 128).0, INVALID, "more than MDTS");
+    assert_eq!(host.io(Sqe { cdw10: u32::MAX, ..asked(1) }, &[], 128).0, INVALID);
     let none = Sqe { opc: 0x0e, nsid: BEYOND, cdw10: 15, cdw11: 1, ..Sqe::default() };
     assert_eq!(host.io(none, &[], 64).0, Status::INVALID_NAMESPACE_OR_FORMAT);
     // Without a reservation, who preempts its own key takes itself away.

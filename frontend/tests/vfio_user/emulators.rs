@@ -260,6 +260,10 @@ fn a_shutdown_waits_for_its_flushes() {
         c.wait_csts(0xc, 0x8);
         assert_eq!(c.register(offset::CSTS) & 2, 0);
     }
+    // A shutdown that is complete keeps no namespace for the 15 s that it might have taken.
+    drop(neighbour);
+    let drain = rig.handle().controller().subsystem().remove_namespace(7).unwrap();
+    assert!(drain.wait(Duration::from_secs(10)), "the shutdown holds the namespace");
 }
 
 /// Identifiers used twice are the host's matter: both commands are answered.
