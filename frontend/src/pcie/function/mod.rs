@@ -55,9 +55,9 @@ pub(crate) struct Function {
     pub staged: Cell<usize>,
     /// Completions on their way by message.
     late: Late,
-    /// Writes of guest memory by message that were not answered yet, and whether a reset still waits for them.
+    /// Writes of guest memory by message that were not answered yet, and how long a reset waits for them.
     pub writes: Cell<usize>,
-    patient: Cell<bool>,
+    patient_until: Cell<u64>,
     sqs: RefCell<Vec<Rc<Queue<Sq>>>>,
     cqs: RefCell<BTreeMap<u16, Rc<Cq>>>,
     /// Delete I/O Submission Queue commands that wait for the queue's end.
@@ -122,7 +122,7 @@ impl Function {
             staged: Cell::new(0),
             late: Late::default(),
             writes: Cell::new(0),
-            patient: Cell::new(false),
+            patient_until: Cell::new(0),
             sqs: RefCell::default(),
             cqs: RefCell::default(),
             deleting: RefCell::default(),
@@ -227,11 +227,13 @@ impl Function {
         if let Some(messages) = self.messages() {
             messages.allow(is);
         }
-        if !is {
-            let regions = self.regions.borrow().clone();
-            regions.regions().iter().for_each(|region| self.revoke(region.id()));
-        }
         self.memory_changed();
+        if !is {
+            // The client's and ours hold each; others are I/O. A guest may ask this as often as it likes.
+            let regions = self.regions.borrow().clone();
+            let used = regions.regions().iter().filter(|region| Arc::strong_count(region) > 2);
+            used.for_each(|region| self.revoke(region.id()));
+        }
         self.late.go_on(self);
         !is
     }

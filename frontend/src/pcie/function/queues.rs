@@ -65,9 +65,12 @@ impl Function {
         }
         let (me, queue) = (self.clone(), queue.clone());
         let give_up = async move {
-            me.shard.sleep(PATIENCE).await;
-            while !me.is_bus_master() && !me.deleting.borrow().is_empty() {
+            // Nothing goes out before it is a bus master.
+            let mut could = false;
+            while !could && !me.deleting.borrow().is_empty() {
+                could = me.is_bus_master();
                 me.shard.sleep(PATIENCE).await;
+                could &= me.is_bus_master();
             }
             queue.transport().given_up.set(true);
             me.settle_deletion(&queue);
@@ -102,14 +105,13 @@ impl Function {
 
     /// A reset begins: it waits for writes of guest memory that are out, for some time.
     pub fn await_writes(self: &Rc<Self>) {
-        self.patient.set(true);
+        self.patient_until.set(self.shard.now().saturating_add(PATIENCE.as_nanos() as u64));
         if self.writes.get() == 0 {
             return;
         }
         let me = self.clone();
         let give_up = async move {
             me.shard.sleep(PATIENCE).await;
-            me.patient.set(false);
             if let Some(admin) = me.queue(0) {
                 admin.check_closed();
             }
@@ -119,7 +121,7 @@ impl Function {
 
     /// Whether a reset still waits for such writes.
     pub fn awaits_writes(&self) -> bool {
-        self.patient.get() && self.writes.get() > 0
+        self.writes.get() > 0 && self.shard.now() < self.patient_until.get()
     }
 
     /// The first value of a new queue's doorbell.
