@@ -269,6 +269,12 @@ impl Channel for QosChannel {
             }
             io.complete(Err(IoError::Aborted));
         }
+        // A timer keeps its channel, and that all below: one with nothing to do would hold a file for a moment more.
+        if self.waiting.borrow().first().is_none()
+            && let Some((_, timer)) = self.timer.take()
+        {
+            self.shard.cancel_timer(timer);
+        }
         self.below.revoke(scope);
     }
 }

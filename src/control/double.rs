@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use engine::{Channel, Limits, Shard, Volume, VolumeStats};
@@ -11,11 +12,11 @@ use frontend::AccessState;
 use super::plane::*;
 
 /// A volume that has limits and counters alone.
-struct Idle(Limits, VolumeStats);
+struct Idle(Limits, VolumeStats, Arc<AtomicU64>);
 
 impl Volume for Idle {
     fn limits(&self) -> Limits {
-        self.0.clone()
+        Limits { blocks: self.0.blocks + self.2.load(Ordering::SeqCst), ..self.0.clone() }
     }
 
     fn stats(&self) -> &VolumeStats {
@@ -28,7 +29,7 @@ impl Volume for Idle {
 }
 
 fn volume(limits: Limits) -> Arc<dyn Volume> {
-    Arc::new(Idle(limits, VolumeStats::default()))
+    Arc::new(Idle(limits, VolumeStats::default(), Arc::default()))
 }
 
 /// The data plane.
@@ -49,9 +50,16 @@ pub struct Double {
     pub namespaces: Mutex<Vec<NamespaceConfig>>,
     /// Paths as they were added.
     pub paths: Mutex<Vec<PathConfig>>,
+    /// What is to be called when volumes have other limits, and by how many blocks those of remotes have grown.
+    pub keep: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
+    pub grown: Arc<AtomicU64>,
 }
 
 impl Double {
+    fn growing(&self, limits: Limits) -> Arc<dyn Volume> {
+        Arc::new(Idle(limits, VolumeStats::default(), self.grown.clone()))
+    }
+
     fn call(&self, line: String) -> PlaneResult<()> {
         if self.refuse.lock().unwrap().iter().any(|start| line.starts_with(start)) {
             return Err(PlaneError::new(Failure::Exhausted, format!("{line} is refused")));
@@ -136,6 +144,10 @@ impl DataPlane for Double {
 
     fn set_faults(&self, _volume: &Arc<dyn Volume>, faults: fault::Faults) -> PlaneResult<()> {
         self.call(format!("set_faults {}", faults.rules.len()))
+    }
+
+    fn keep_limits(&self, keep: Box<dyn Fn() + Send + Sync>) {
+        self.keep.lock().unwrap().replace(keep);
     }
 
     fn cut_power(&self, _volume: &Arc<dyn Volume>, seed: u64) -> PlaneResult<()> {
@@ -270,9 +282,9 @@ impl DataPlane for Double {
         match promised {
             Some(promised) => {
                 assert_eq!(promised.identity, REMOTE);
-                Ok(volume(promised.limits.clone()))
+                Ok(self.growing(promised.limits.clone()))
             }
-            None => Ok(volume(Limits::full(512, self.size(remote).unwrap()))),
+            None => Ok(self.growing(Limits::full(512, self.size(remote).unwrap()))),
         }
     }
 }

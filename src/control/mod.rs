@@ -64,7 +64,14 @@ impl Control {
     ) -> Result<Self, StoreError> {
         let store = Store::open(state_dir, kek_file)?;
         let schema = Schema::new().map_err(|status| store.failed(status.message()))?;
-        Ok(Control(Arc::new(Registry::open(plane, store, schema)?)))
+        let registry = Arc::new(Registry::open(plane, store, schema)?);
+        let weak = Arc::downgrade(&registry);
+        registry.plane().keep_limits(Box::new(move || {
+            if let Some(registry) = weak.upgrade() {
+                registry.keep_promises();
+            }
+        }));
+        Ok(Control(registry))
     }
 
     /// Notes that this process ends in order and that everything is flushed: the next one need not take volatile caches

@@ -2,6 +2,7 @@
 
 mod convert;
 mod flush;
+mod growth;
 mod remotes;
 mod subsystems;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use crate::control::plane::{
     ControllerConfig, Counters, DataPlane, Failure, Maxima, NamespaceConfig, PathConfig, PlaneError,
     PlaneResult, Promised, RemoteConfig, RemoteNamespace, SubsystemConfig, Viewers,
 };
+use growth::Growth;
 use remotes::RemoteEntry;
 use subsystems::SubsystemEntry;
 use volumes::Typed;
@@ -60,7 +62,8 @@ pub struct Plane {
     homes: AtomicUsize,
     target: Target,
     volumes: Mutex<Typed>,
-    subsystems: Mutex<BTreeMap<String, Arc<SubsystemEntry>>>,
+    subsystems: Arc<Mutex<BTreeMap<String, Arc<SubsystemEntry>>>>,
+    growth: Growth,
     remotes: Mutex<BTreeMap<String, Arc<RemoteEntry>>>,
 }
 
@@ -80,13 +83,15 @@ impl Plane {
         let target = Target::new(shards, TargetConfig::default())
             .map_err(|e| PlaneError::new(Failure::Internal, format!("discovery service: {e}")))?;
         target.set_referrals(settings.referrals.clone());
+        let subsystems = Arc::default();
         Ok(Plane {
             settings,
             shards: shards.to_vec(),
             homes: AtomicUsize::new(0),
             target,
             volumes: Mutex::default(),
-            subsystems: Mutex::default(),
+            growth: Growth::watch(&subsystems)?,
+            subsystems,
             remotes: Mutex::default(),
         })
     }
@@ -233,6 +238,10 @@ impl DataPlane for Plane {
 
     fn controller_counters(&self, subsystem: &str, controller: &str) -> PlaneResult<Counters> {
         self.subsystem(subsystem)?.controller_counters(controller, &self.target)
+    }
+
+    fn keep_limits(&self, keep: Box<dyn Fn() + Send + Sync>) {
+        self.growth.keep_with(keep);
     }
 
     fn create_remote(&self, remote: &str, config: &RemoteConfig) -> PlaneResult<()> {

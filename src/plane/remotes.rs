@@ -77,6 +77,7 @@ impl RemoteEntry {
         let initiator = self.initiator(remote, config, &plane.settings)?;
         let started = Remote::start(initiator, Vec::new(), &plane.shards)
             .ok_or_else(|| PlaneError::new(Failure::Internal, "there is no shard"))?;
+        started.watch(plane.growth.teller());
         *slot = Some(Path { name: path.to_owned(), remote: started, since: Instant::now() });
         Ok(())
     }

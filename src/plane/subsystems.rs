@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use engine::Volume;
+use engine::{Limits, Volume};
 use frontend::tcp::{MAX_IO_QUEUES, Target};
 use frontend::vfio_user::{Handle, Options, Server, socket_path};
 use frontend::{AccessState, Drain, MAX_NAMESPACES, Namespace, Power, Subsystem, Viewer};
@@ -34,6 +34,8 @@ struct Shown {
     volume: Arc<dyn Volume>,
     /// What the volume's counters were when hosts began to see it.
     before: Counters,
+    /// The limits that hosts were told last.
+    told: Limits,
     /// It is taken away: what tells that its I/O has ended.
     going: Option<Drain>,
 }
@@ -223,6 +225,26 @@ impl SubsystemEntry {
         &self.subsystem
     }
 
+    /// Tells hosts of namespaces whose volumes have other limits now.
+    pub(super) fn tell_limits(&self) {
+        let mut namespaces = lock(&self.namespaces);
+        for (nsid, shown) in namespaces.iter_mut() {
+            let limits = shown.volume.limits();
+            if limits == shown.told {
+                continue;
+            }
+            tracing::info!(
+                subsystem = self.name,
+                nsid,
+                blocks = limits.blocks,
+                "hosts are told of new limits"
+            );
+            shown.told = limits;
+            // One that is being taken away is nobody's business any more.
+            let _ = self.subsystem.refresh_namespace(*nsid);
+        }
+    }
+
     /// The volumes behind its namespaces.
     pub(super) fn volumes(&self) -> Vec<Arc<dyn Volume>> {
         lock(&self.namespaces).values().map(|shown| shown.volume.clone()).collect()
@@ -244,7 +266,8 @@ impl SubsystemEntry {
         let nobody = hidden.then(|| [].into());
         let added = self.subsystem.add_masked_namespace(namespace, persist.clone(), nobody);
         added.map_err(subsystem)?;
-        namespaces.insert(nsid, Shown { volume: volume.clone(), before, going: None });
+        let told = volume.limits();
+        namespaces.insert(nsid, Shown { volume: volume.clone(), before, told, going: None });
         Ok(())
     }
 

@@ -343,3 +343,101 @@ fn a_remote_controller_has_one_path_and_then_its_namespaces() {
     plane.delete_remote("remote").unwrap();
     house.end();
 }
+
+/// A volume that says how large it is.
+struct Sized(Arc<dyn Volume>, std::sync::atomic::AtomicU64);
+
+impl Volume for Sized {
+    fn limits(&self) -> engine::Limits {
+        engine::Limits { blocks: self.1.load(Ordering::SeqCst), ..self.0.limits() }
+    }
+
+    fn stats(&self) -> &engine::VolumeStats {
+        self.0.stats()
+    }
+
+    fn open(self: Arc<Self>, shard: &engine::Shard) -> std::rc::Rc<dyn engine::Channel> {
+        self.0.clone().open(shard)
+    }
+}
+
+/// A remote namespace that grows does so under the hosts that see it, through what is stacked on it.
+#[test]
+fn hosts_are_told_that_a_remote_namespace_grew() {
+    let house = House::new();
+    let plane = &house.plane;
+    let volume = Arc::new(Sized(plane.malloc(512, 64).unwrap(), 32.into()));
+    house.subsystem("far");
+    house.show("far", volume.clone());
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    plane.add_controller("far", "tcp", &controller(tcp(port))).unwrap();
+    plane.create_remote("remote", &RemoteConfig::default()).unwrap();
+    let path = PathConfig {
+        address: port,
+        subnqn: "nqn.2024-01.com.example:far".into(),
+        hostnqn: "nqn.2024-01.com.example:near".into(),
+        hostid: [4; 16],
+        source: None,
+        source_port: None,
+    };
+    plane.add_path("remote", "path", &path).unwrap();
+    plane.await_connection("remote");
+    let key: Vec<u8> = (0..64).collect();
+    let crypt = plane.crypt(plane.remote_volume("remote", 1, None).unwrap(), &key).unwrap();
+    house.subsystem("near");
+    house.show("near", crypt);
+    plane.add_controller("near", "pcie", &controller(pcie(0, false))).unwrap();
+    let options = vfio_user::Options { max_transfer: 4096, queues: 1, depth: 2 };
+    let mut host = vfio_user::Controller::connect(&house.socket("near"), options).unwrap();
+    assert_eq!(host.namespace(1).unwrap().blocks, 32);
+    // It is kept before hosts hear of it.
+    let kept = Arc::<AtomicUsize>::default();
+    let theirs = kept.clone();
+    plane.keep_limits(Box::new(move || {
+        theirs.fetch_add(1, Ordering::SeqCst);
+    }));
+    volume.1.store(64, Ordering::SeqCst);
+    plane.subsystem("far").unwrap().tell_limits();
+    let until = Instant::now() + Duration::from_secs(20);
+    while host.namespace(1).unwrap().blocks != 64 {
+        assert!(Instant::now() < until, "hosts are not told");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(kept.load(Ordering::SeqCst) > 0);
+    drop(host);
+    // The remote ends with this process, and before what is on it.
+    plane.remove_namespace("near", 1).unwrap();
+    house.end();
+}
+
+/// A limited file that is taken away with I/O waiting can be opened again at once.
+#[test]
+fn a_limit_keeps_no_file() {
+    let house = House::new();
+    let plane = &house.plane;
+    let file = house.dir.path().join("aio/disk");
+    std::fs::write(&file, [0; 1 << 20]).unwrap();
+    house.subsystem("s");
+    plane.add_controller("s", "pcie", &controller(pcie(0, false))).unwrap();
+    for _ in 0..5 {
+        let aio = plane.aio(&file, 512, 0).unwrap();
+        let slow = Maxima { rw_iops_kiops: 1, ..Maxima::default() };
+        let limited = plane.qos(aio.clone(), &slow).unwrap();
+        house.show("s", limited.clone());
+        let options = vfio_user::Options { max_transfer: 4096, queues: 1, depth: 64 };
+        let mut host = vfio_user::Controller::connect(&house.socket("s"), options).unwrap();
+        let mut queue = host.io_queue(1).unwrap();
+        for tag in 0..64 {
+            queue.submit(tag, host::Command { kind: Kind::Read, lba: 0, blocks: 1 }).unwrap();
+        }
+        let mut done = Vec::new();
+        while done.is_empty() {
+            queue.poll(&mut done).unwrap();
+        }
+        plane.remove_namespace("s", 1).unwrap();
+        drop((queue, host));
+        plane.close_volume(limited).unwrap();
+        plane.close_volume(aio).unwrap();
+    }
+    house.end();
+}

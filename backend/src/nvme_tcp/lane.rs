@@ -52,8 +52,9 @@ pub(super) struct Lane {
     /// Channels that have something parked, first come first.
     waiting: RefCell<VecDeque<Rc<NamespaceChannel>>>,
     pumping: Cell<bool>,
-    /// What lost connections had of writes: it may act until the association before is over.
-    ghosts: RefCell<Vec<Ghost>>,
+    /// What lost connections had of writes, and until when, on the shards' clock, it may act: known when the association
+    /// that it was of is over and there is another. A later loss moves none of these times.
+    ghosts: RefCell<Vec<(Ghost, Option<u64>)>>,
     task: RefCell<Option<Task>>,
 }
 
@@ -173,7 +174,7 @@ impl Lane {
                 channel.haunt(range.clone());
                 let ghost =
                     Ghost { data: Sgl::empty(), base: 0, channel: channel.clone(), range: Some(range) };
-                self.ghosts.borrow_mut().push(ghost);
+                self.ghosts.borrow_mut().push((ghost, None));
             }
             channel.park_first(issued);
         }
@@ -182,7 +183,7 @@ impl Lane {
     /// The connection that had a ghost's command is gone.
     pub fn ghost_lost(&self, ghost: Ghost) {
         if !self.is_closed() {
-            self.ghosts.borrow_mut().push(ghost);
+            self.ghosts.borrow_mut().push((ghost, None));
         }
     }
 
@@ -214,8 +215,8 @@ impl Lane {
         let Some(me) = self.me.upgrade() else { return };
         let task = self.shard.spawn(async move {
             me.leave().await;
-            me.shard.sleep(Duration::from_nanos(fence.saturating_sub(me.shard.now()))).await;
-            me.exorcise();
+            me.fence(fence);
+            me.exorcise_in_time().await;
         });
         self.task.replace(Some(task));
     }
@@ -232,31 +233,43 @@ impl Lane {
     /// The life of one connection; how it ended.
     async fn run(&self, qid: u16, association: Association) -> Reason {
         self.leave().await;
+        self.fence(association.fence);
         let wait = self.remote.config().connect_timeout;
         let conn = match within(&self.shard, wait, self.bring_up(qid, &association)).await {
             Some(Ok(conn)) => conn,
             Some(Err(reason)) => return self.give_up(reason),
             None => return self.give_up(Reason::Timeout("connecting an I/O queue")),
         };
-        let fenced = association.fence.saturating_sub(self.shard.now());
-        if fenced == 0 {
-            self.exorcise();
-        }
+        self.exorcise();
         self.crdt.set(association.crdt);
         self.live.set(true);
         self.look();
-        let fence = async {
-            self.shard.sleep(Duration::from_nanos(fenced)).await;
-            self.exorcise();
+        let later = async {
+            self.exorcise_in_time().await;
             pending().await
         };
-        either(conn.closed.wait(), fence).await
+        either(conn.closed.wait(), later).await
     }
 
-    /// The association before is over: what it had of writes has landed, or never will.
-    fn exorcise(&self) {
-        let ghosts = std::mem::take(&mut *self.ghosts.borrow_mut());
-        ghosts.iter().for_each(|ghost| self.ghost_gone(ghost));
+    /// The association before is over at `fence`.
+    fn fence(&self, fence: u64) {
+        self.ghosts.borrow_mut().iter_mut().for_each(|(_, until)| *until = until.or(Some(fence)));
+    }
+
+    /// What the writes of associations that are over did has landed, or never will. When that is so of the next.
+    fn exorcise(&self) -> Option<u64> {
+        let now = self.shard.now();
+        let is_over = |(_, until): &mut (Ghost, Option<u64>)| until.is_some_and(|until| until <= now);
+        let gone: Vec<_> = self.ghosts.borrow_mut().extract_if(.., is_over).collect();
+        gone.iter().for_each(|(ghost, _)| self.ghost_gone(ghost));
+        self.ghosts.borrow().iter().filter_map(|(_, until)| *until).min()
+    }
+
+    /// The same, until it is so of all.
+    async fn exorcise_in_time(&self) {
+        while let Some(next) = self.exorcise() {
+            self.shard.sleep(Duration::from_nanos(next.saturating_sub(self.shard.now()))).await;
+        }
     }
 
     async fn bring_up(&self, qid: u16, association: &Association) -> Result<Rc<Conn>, Reason> {

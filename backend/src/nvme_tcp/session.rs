@@ -85,6 +85,12 @@ impl Session {
         match event {
             Event::Lane(shard) => self.inner.add_lane(shard),
             Event::Close => self.inner.close.set(()),
+            // Asked for twice, or while there is none, there is no other association to end.
+            Event::Reset if self.inner.association.borrow().is_none() => {}
+            Event::Reset => {
+                let generation = self.inner.generation.get();
+                self.inner.mailbox.push(Event::LaneDown(generation, Reason::Reset));
+            }
             other => self.inner.mailbox.push(other),
         }
     }
@@ -172,7 +178,9 @@ impl Inner {
         let facts = self.patiently("identifying the controller", scan::controller(&controller)).await?;
         let queues = admin::set_queues(&controller.conn, self.remote.queues());
         let queues = self.patiently("Number of Queues", queues).await?;
-        self.scan(&controller, &facts).await?;
+        // With many namespaces far away this takes longer than the controller waits for a sign of life.
+        let alive = async { Err(self.keep_alive(&controller).await) };
+        either(self.scan(&controller, &facts), alive).await?;
         let id = &facts.identify;
         let in_capsule = (u64::from(id.ioccsz) * 16).saturating_sub(64).min(MAX_IN_CAPSULE);
         let association = Association {
@@ -231,7 +239,6 @@ impl Inner {
         loop {
             match self.mailbox.next().await {
                 Event::LaneDown(generation, reason) if generation == self.generation.get() => return reason,
-                Event::Reset => return Reason::Reset,
                 Event::Notice => {
                     if let Err(reason) = self.look_again(controller, facts).await {
                         return reason;
@@ -263,7 +270,11 @@ impl Inner {
     /// Namespaces came, went or changed.
     async fn look_again(&self, controller: &Controller, facts: &ControllerFacts) -> Result<(), Reason> {
         let changed = admin::log_page(&controller.conn, LogId::ChangedNamespaces, 0, 4096);
-        self.patiently("the list of changed namespaces", changed).await?;
+        match self.patiently("the list of changed namespaces", changed).await {
+            // Not every controller has it; it is read to be told again.
+            Ok(_) | Err(Reason::Command { .. }) => {}
+            Err(reason) => return Err(reason),
+        }
         self.scan(controller, facts).await?;
         self.each_lane(Lane::look);
         Ok(())

@@ -197,12 +197,13 @@ impl Controller {
         let origin = Origin::new();
         let namespaces = self.local.namespaces();
         let left = Default::default();
-        let flush = Rc::new(ShutdownFlush { controller: self.clone(), number, namespaces, left });
-        for attachment in &flush.namespaces {
+        self.local.begin(origin);
+        let flush = Rc::new(ShutdownFlush { controller: self.clone(), origin, number, namespaces, left });
+        for (at, attachment) in (0..).zip(&flush.namespaces) {
             flush.left.set(flush.left.get() + 1);
             let mut io = Io::new(IoId { origin, tag: 0 });
             *io.request_mut() = Request { op: Op::Flush, ..Request::default() };
-            io.forward(attachment.channel(self.local.shard()), flush.clone(), 0);
+            io.forward(attachment.channel(self.local.shard()), flush.clone(), at);
         }
         if flush.left.get() == 0 {
             return self.shutdown_complete();
@@ -229,6 +230,7 @@ impl Controller {
 
 struct ShutdownFlush {
     controller: Rc<Controller>,
+    origin: Origin,
     number: u64,
     /// Held until the last has been flushed, and no longer: whoever takes one away waits for it.
     namespaces: Vec<Rc<Attachment>>,
@@ -236,12 +238,18 @@ struct ShutdownFlush {
 }
 
 impl Issuer for ShutdownFlush {
-    fn resume(self: Rc<Self>, _io: Io, _cookie: u64, result: IoResult) {
+    fn resume(self: Rc<Self>, _io: Io, cookie: u64, result: IoResult) {
+        // One that was taken away meanwhile was not to be flushed.
+        let at = usize::try_from(cookie).ok().and_then(|at| self.namespaces.get(at));
+        let result = result.or_else(|e| if at.is_some_and(|of| of.is_gone()) { Ok(()) } else { Err(e) });
         if let Err(error) = result {
             // SHST has no word for it, and CFS is one that a host heeds.
             tracing::error!(controller = ?self.controller.shared, %error, "flush at shutdown");
         }
         self.left.set(self.left.get() - 1);
+        if self.left.get() == 0 {
+            self.controller.local.end(self.origin);
+        }
         // A reset, and another shutdown, have made the controller another since.
         if self.controller.shutdowns.get() != self.number {
             return;

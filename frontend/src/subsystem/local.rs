@@ -41,6 +41,8 @@ struct State {
     attached: Vec<Rc<Attachment>>,
     /// Queues that may have commands in flight.
     queues: Vec<(Origin, Weak<dyn Member>)>,
+    /// Others that have I/O: shutdowns, which flush.
+    others: Vec<Origin>,
 }
 
 impl Local {
@@ -89,7 +91,7 @@ impl Local {
     pub(super) fn update(&self, view: Arc<View>, gone: Option<Sender<Infallible>>) {
         let mut removed = Vec::new();
         let mut hidden = Vec::new();
-        let queues = {
+        let (queues, others) = {
             let mut state = self.state.borrow_mut();
             if view.version < state.view.version {
                 return;
@@ -122,13 +124,13 @@ impl Local {
             }
             removed.extend(before);
             state.view = view;
-            state.queues.clone()
+            (state.queues.clone(), state.others.clone())
         };
         for attachment in removed {
             if let Some(hold) = &gone {
                 attachment.going(hold.clone());
             }
-            for (origin, _) in &queues {
+            for origin in queues.iter().map(|(origin, _)| origin).chain(&others) {
                 attachment.revoke(Scope::Origin(*origin));
             }
         }
@@ -177,6 +179,15 @@ impl Local {
     pub(crate) fn enter(&self, queue: &Rc<impl Member + 'static>) {
         let member: Rc<dyn Member> = queue.clone();
         self.state.borrow_mut().queues.push((queue.origin(), Rc::downgrade(&member)));
+    }
+
+    /// Somebody who is no queue has I/O from now on, until [`Local::end`].
+    pub(crate) fn begin(&self, origin: Origin) {
+        self.state.borrow_mut().others.push(origin);
+    }
+
+    pub(crate) fn end(&self, origin: Origin) {
+        self.state.borrow_mut().others.retain(|o| *o != origin);
     }
 
     pub(crate) fn leave(&self, origin: Origin) {

@@ -1,6 +1,8 @@
 //! What once was a real bug in other emulators, on PCIe: each is a line of its own. Lists, doorbells and queues have theirs
 //! among G.72 to G.84.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use frontend::{Doorbells, Namespace};
@@ -12,6 +14,7 @@ use nvme_proto::zerocopy::IntoBytes;
 use nvme_proto::{Sqe, Status};
 
 use crate::client::{self, Client, DATA, Queue, rw};
+use crate::parked::Parked;
 use crate::rig::Rig;
 use crate::stall::Stall;
 
@@ -264,6 +267,21 @@ fn a_shutdown_waits_for_its_flushes() {
     drop(neighbour);
     let drain = rig.handle().controller().subsystem().remove_namespace(7).unwrap();
     assert!(drain.wait(Duration::from_secs(10)), "the shutdown holds the namespace");
+}
+
+/// A namespace can be taken away while a shutdown waits for its flush, which is then not waited for.
+#[test]
+fn a_namespace_goes_in_the_middle_of_a_shutdown() {
+    let rig = Rig::new("shutdown-gone", Doorbells::Trapped);
+    let volume = Arc::new(Parked::default());
+    rig.add(7, volume.clone());
+    let mut c = rig.host();
+    c.post(offset::CC.into(), 1 << 14 | 4 << 20 | 6 << 16 | 1);
+    until("a flush is out", || volume.has.load(Ordering::SeqCst) == 1);
+    let drain = rig.handle().controller().subsystem().remove_namespace(7).unwrap();
+    assert!(drain.wait(Duration::from_secs(10)), "the shutdown holds the namespace");
+    c.wait_csts(0xc, 0x8);
+    assert_eq!(c.register(offset::CSTS) & 2, 0, "nothing failed");
 }
 
 /// Identifiers used twice are the host's matter: both commands are answered.

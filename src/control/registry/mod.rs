@@ -26,7 +26,7 @@ use super::object::{Declared, Kind, Object};
 use super::plane::{DataPlane, Failure, PlaneError};
 use super::schema::Schema;
 use super::secret::Secret;
-use super::store::{Record, Store, StoreError};
+use super::store::{Promise, Record, Store, StoreError};
 use objects::Objects;
 
 /// How long all that is built again waits for addresses, sockets and files of a process that was killed: the kernel
@@ -314,6 +314,32 @@ impl Registry {
         self.write().insert(Arc::new(changed));
         tracing::info!(object = name, "changed");
         Ok(new)
+    }
+
+    /// Keeps what hosts will be told of remote namespaces that have become larger: the next process promises no less.
+    pub fn keep_promises(&self) {
+        let promise = |entry: &Entry| match &entry.built {
+            Ok(Some(volume)) => {
+                Some(Promise::from(&volume.limits())).filter(|p| entry.record.promise.as_ref() != Some(p))
+            }
+            _ => None,
+        };
+        for entry in self.all(Kind::RemoteNamespace, "") {
+            if promise(&entry).is_none() {
+                continue;
+            }
+            let _held = self.hold_name(&entry.name);
+            let Some(entry) = self.entry(&entry.name) else { continue };
+            let Some(new) = promise(&entry) else { continue };
+            let record = Record { promise: Some(new), ..entry.record.clone() };
+            if let Err(error) = self.store.put(&entry.name, &record) {
+                tracing::error!(object = entry.name, "its new size cannot be kept: {error}");
+                continue;
+            }
+            let (name, object) = (entry.name.clone(), entry.object.clone());
+            let changed = Entry { name, object, uuid: entry.uuid, record, built: entry.built.clone() };
+            self.write().insert(Arc::new(changed));
+        }
     }
 
     /// Lets the store fail.

@@ -44,6 +44,23 @@ async fn a_remote_namespace_is_a_volume_while_something_uses_it() {
     assert_eq!(house.log(), ["remove path nvme path", "delete remote nvme"]);
 }
 
+/// What hosts are told of a remote namespace that grew is promised from then on: after a restart it is as large at once.
+#[tokio::test]
+async fn a_remote_namespace_that_grew_is_as_large_after_a_restart() {
+    let house = House::new();
+    house.plane.set_size("nvme", 100);
+    house.remote("nvme").await;
+    house.subsystem("subsys").await.unwrap();
+    house.namespace("subsys", "ns00", "nvmen1").await.unwrap();
+    let told = |house: &House| house.plane.namespaces.lock().unwrap()[0].volume.limits().blocks;
+    let house = house.restart(&[]);
+    assert_eq!(told(&house), 100);
+    house.plane.grown.store(28, std::sync::atomic::Ordering::SeqCst);
+    (house.plane.keep.lock().unwrap().as_ref().unwrap())();
+    let house = house.restart(&[]);
+    assert_eq!(told(&house), 128);
+}
+
 #[tokio::test]
 async fn a_remote_that_never_answered_is_no_volume_yet() {
     let house = House::new();

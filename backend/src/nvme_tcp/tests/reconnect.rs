@@ -164,6 +164,23 @@ fn one_that_is_taken_back_keeps_its_blocks_closed() {
     assert!(lost.elapsed() >= 2 * kato);
 }
 
+/// A remote that is lost again and again holds a write back for its own time, and not for that of each loss.
+#[test]
+fn later_losses_do_not_hold_it_longer() {
+    let (world, answers, _) = with_a_write_out(Resend::Strict, Duration::from_millis(500));
+    let mut losses = 0;
+    while answers.none_yet() {
+        assert!(losses < 60, "it is never sent");
+        losses += 1;
+        let before = world.target.shared.associations.load(SeqCst);
+        world.target.cut();
+        until("a new association", || world.target.shared.associations.load(SeqCst) > before);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert!(losses > 1, "it was held");
+    assert_eq!(world.one(0, read(0, 8)), (Ok(()), pattern(8 * BLOCK, 1)));
+}
+
 /// The controller grants fewer queues than before: what the shard without one had out is over like everything else.
 #[test]
 fn a_write_of_a_queue_that_does_not_come_again_is_laid_to_rest() {
