@@ -3,18 +3,23 @@
 //! `state.redb` holds four tables: `objects`, a [`Record`] under each resource name; `reservations` and `protection` of
 //! the namespaces that have some, under their identity for life; and `meta`. `lock` is locked while a process uses the
 //! directory. `kek` may hold the key-encryption key (see [`super::vault`]).
+//!
+//! After one failure of its file, redb refuses everything. Here it costs the call that meets it: the next one opens the
+//! file again.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use engine::Limits;
 use frontend::Kept;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use prost::Message as _;
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use uuid::Uuid;
 
 use super::vault::{self, Vault, VaultError};
@@ -180,10 +185,35 @@ fn table(kept: Kept) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
     }
 }
 
+/// Where something stands that is changed alone.
+#[derive(Clone)]
+enum Place {
+    /// Of an object, by name.
+    Object(String),
+    /// Of a namespace, by its identity.
+    Kept(Uuid, Kept),
+}
+
+/// What stood in a place.
+type Before = (Place, Option<Vec<u8>>);
+
+/// The database, and what it takes to go on after a failure.
+struct Held {
+    /// `None` after a failure, until it is opened again.
+    database: Option<Database>,
+    /// To be put back first: nobody knows whether the change was made whose commit failed, and its caller was told that
+    /// it was not.
+    undo: Option<Before>,
+}
+
+/// Opens a database in its file; a test has one on a disk that fails.
+type OpenDatabase = fn(File) -> Result<Database, DatabaseError>;
+
 /// The state directory, locked while this lives.
 pub(crate) struct Store {
     path: PathBuf,
-    database: Database,
+    held: Mutex<Held>,
+    open_database: OpenDatabase,
     host_id: Uuid,
     /// The last process that had the directory did not end in order.
     killed: bool,
@@ -202,6 +232,15 @@ impl Store {
     /// # Errors
     /// In words that name the file.
     pub fn open(state_dir: &Path, kek_file: Option<&Path>) -> Result<Self, StoreError> {
+        let on_file = |file| Database::builder().create_with_backend(FileBackend::new(file)?);
+        Store::open_by(on_file, state_dir, kek_file)
+    }
+
+    fn open_by(
+        open_database: OpenDatabase,
+        state_dir: &Path,
+        kek_file: Option<&Path>,
+    ) -> Result<Self, StoreError> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -215,20 +254,12 @@ impl Store {
             Err(TryLockError::Error(source)) => return Err(file_error(&lock_path, source)),
         }
         let path = state_dir.join("state.redb");
-        let file = open_file(&path)?;
-        // The database panics on some damaged files.
-        let opened = catch_unwind(AssertUnwindSafe(|| -> Result<Database, redb::DatabaseError> {
-            Database::builder().create_with_backend(FileBackend::new(file)?)
-        }));
-        let database = match opened {
-            Ok(Ok(database)) => database,
-            Ok(Err(e)) => return Err(StoreError::Database { path, reason: e.to_string() }),
-            Err(_) => return Err(StoreError::Database { path, reason: "the file is damaged".into() }),
-        };
+        let database = open_file(&path).and_then(|file| open_in(&path, file, open_database))?;
         let vault = Vault::open(kek_file, state_dir)?;
         let mut store = Store {
             path,
-            database,
+            held: Mutex::new(Held { database: Some(database), undo: None }),
+            open_database,
             host_id: Uuid::nil(),
             killed: false,
             starts: 0,
@@ -265,18 +296,17 @@ impl Store {
 
     /// Notes that this process ends in order: everything is flushed.
     pub fn end(&self) -> Result<(), StoreError> {
-        let clear = || -> Result<(), redb::Error> {
-            let transaction = self.database.begin_write()?;
+        self.transact(|database| {
+            let transaction = database.begin_write()?;
             transaction.open_table(META)?.remove(RUNNING)?;
             Ok(transaction.commit()?)
-        };
-        clear().map_err(|e| self.failed(e))
+        })
     }
 
     /// Sets the mark of a running process, and counts it.
     fn begin(&mut self) -> Result<(), StoreError> {
-        let begin = || -> Result<(bool, u64, u64), redb::Error> {
-            let transaction = self.database.begin_write()?;
+        (self.killed, self.starts, self.kills) = self.transact(|database| {
+            let transaction = database.begin_write()?;
             let mut meta = transaction.open_table(META)?;
             let killed = meta.insert(RUNNING, &[1][..])?.is_some();
             let mut count = |name: &str, more: bool| -> Result<u64, redb::Error> {
@@ -290,8 +320,7 @@ impl Store {
             drop(meta);
             transaction.commit()?;
             Ok((killed, starts, kills))
-        };
-        (self.killed, self.starts, self.kills) = begin().map_err(|e| self.failed(e))?;
+        })?;
         Ok(())
     }
 
@@ -302,67 +331,51 @@ impl Store {
 
     /// Keeps an object. It is durable when this returns.
     pub fn put(&self, name: &str, record: &Record) -> Result<(), StoreError> {
-        self.write(|objects| objects.insert(name, record.encode_to_vec().as_slice()).map(drop))
+        self.change(Place::Object(name.to_owned()), Some(&record.encode_to_vec()))
     }
 
     /// Forgets an object.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
-        self.write(|objects| objects.remove(name).map(drop))
+        self.change(Place::Object(name.to_owned()), None)
     }
 
     /// What is kept of a namespace.
     pub fn kept(&self, uuid: Uuid, kept: Kept) -> Result<Option<Vec<u8>>, StoreError> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(table(kept))?;
+        self.transact(|database| {
+            let table = database.begin_read()?.open_table(table(kept))?;
             Ok(table.get(uuid.as_bytes().as_slice())?.map(|kept| kept.value().to_owned()))
-        };
-        read().map_err(|e| self.failed(e))
+        })
     }
 
     /// Keeps something of a namespace, or forgets it. It is durable when this returns.
     pub fn keep(&self, uuid: Uuid, kept: Kept, state: Option<&[u8]>) -> Result<(), StoreError> {
-        #[cfg(test)]
-        if self.fails.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(self.failed("no space left"));
-        }
-        let commit = || -> Result<(), redb::Error> {
-            let transaction = self.database.begin_write()?;
-            let mut table = transaction.open_table(table(kept))?;
-            match state {
-                Some(state) => table.insert(uuid.as_bytes().as_slice(), state)?.map(drop),
-                None => table.remove(uuid.as_bytes().as_slice())?.map(drop),
-            };
-            drop(table);
-            Ok(transaction.commit()?)
-        };
-        commit().map_err(|e| self.failed(e))
+        self.change(Place::Kept(uuid, kept), state)
     }
 
     /// Forgets what is kept of all namespaces but these: a crash may have come between a namespace's end and that.
     pub fn retain_kept(&self, keep: impl Fn(Uuid) -> bool) -> Result<(), StoreError> {
         let known = |key: &[u8]| Uuid::from_slice(key).is_ok_and(&keep);
-        let commit = || -> Result<(), redb::Error> {
-            let transaction = self.database.begin_write()?;
+        self.transact(|database| {
+            let transaction = database.begin_write()?;
             for table in [RESERVATIONS, PROTECTION] {
                 transaction.open_table(table)?.retain(|key, _| known(key))?;
             }
             Ok(transaction.commit()?)
-        };
-        commit().map_err(|e| self.failed(e))
+        })
     }
 
     /// Every object with its name, in the order of creation.
     pub fn load(&self) -> Result<Vec<(String, Record)>, StoreError> {
-        let read = || -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
-            let objects = self.database.begin_read()?.open_table(OBJECTS)?;
+        let kept: Vec<(String, Vec<u8>)> = self.transact(|database| {
+            let objects = database.begin_read()?.open_table(OBJECTS)?;
             let all = objects.iter()?.map(|entry| {
                 let (name, bytes) = entry?;
                 Ok((name.value().to_owned(), bytes.value().to_owned()))
             });
             all.collect()
-        };
+        })?;
         let mut records = Vec::new();
-        for (name, bytes) in read().map_err(|e| self.failed(e))? {
+        for (name, bytes) in kept {
             let record = Record::decode(bytes.as_slice())
                 .map_err(|e| self.failed(format!("what it keeps of {name} is damaged: {e}")))?;
             records.push((name, record));
@@ -375,8 +388,8 @@ impl Store {
     fn prepare(&mut self) -> Result<(), StoreError> {
         let probe = self.vault.seal(&PROBE.to_vec().into(), "probe")?;
         let host_id = uuid::Builder::from_random_bytes(vault::random()?).into_uuid();
-        let prepare = || -> Result<[Vec<u8>; 3], redb::Error> {
-            let transaction = self.database.begin_write()?;
+        let [format, probe, host_id] = self.transact(|database| {
+            let transaction = database.begin_write()?;
             transaction.open_table(OBJECTS)?;
             transaction.open_table(RESERVATIONS)?;
             transaction.open_table(PROTECTION)?;
@@ -393,8 +406,7 @@ impl Store {
             drop(meta);
             transaction.commit()?;
             Ok(all)
-        };
-        let [format, probe, host_id] = prepare().map_err(|e| self.failed(e))?;
+        })?;
         if format != [FORMAT] {
             let found = format.first().copied().unwrap_or(0);
             return Err(StoreError::Format { path: self.path.clone(), found });
@@ -406,26 +418,100 @@ impl Store {
         Ok(())
     }
 
-    fn write(
-        &self,
-        change: impl FnOnce(&mut redb::Table<&str, &[u8]>) -> Result<(), redb::StorageError>,
-    ) -> Result<(), StoreError> {
+    /// Puts something in a place, or clears it. It is durable when this returns; if that fails, nothing changed.
+    fn change(&self, place: Place, value: Option<&[u8]>) -> Result<(), StoreError> {
         #[cfg(test)]
         if self.fails.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(self.failed("no space left"));
         }
-        let commit = || -> Result<(), redb::Error> {
-            let transaction = self.database.begin_write()?;
-            change(&mut transaction.open_table(OBJECTS)?)?;
-            Ok(transaction.commit()?)
+        self.transact_or_undo(|database, undo| exchange(database, &place, value, undo))
+    }
+
+    /// Runs a transaction.
+    fn transact<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        self.transact_or_undo(|database, _| work(database))
+    }
+
+    /// Runs a transaction, which may leave what is to be put back if it fails.
+    fn transact_or_undo<T>(
+        &self,
+        work: impl FnOnce(&Database, &mut Option<Before>) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let Held { database, undo } = &mut *held;
+        let open = match database.take() {
+            Some(open) => open,
+            None => self.open_again(undo)?,
         };
-        commit().map_err(|e| self.failed(e))
+        // One that failed is closed here.
+        let done = work(&open, undo).map_err(|e| self.failed(e))?;
+        *database = Some(open);
+        Ok(done)
+    }
+
+    /// Opens the database again after a failure.
+    fn open_again(&self, undo: &mut Option<Before>) -> Result<Database, StoreError> {
+        let file = OpenOptions::new().read(true).write(true).open(&self.path);
+        let file = file.map_err(|e| file_error(&self.path, e))?;
+        // After a sync that failed, the kernel's cache may have what the disk never got. What is read from now on is the
+        // disk's.
+        file.sync_data().map_err(|e| file_error(&self.path, e))?;
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+            .map_err(|e| file_error(&self.path, e.into()))?;
+        let database = open_in(&self.path, file, self.open_database)?;
+        if let Some((place, before)) = undo {
+            exchange(&database, place, before.as_deref(), &mut None).map_err(|e| self.failed(e))?;
+        }
+        *undo = None;
+        tracing::info!(file = %self.path.display(), "opened again after a failure");
+        Ok(database)
     }
 
     /// An error about the database.
     pub fn failed(&self, reason: impl ToString) -> StoreError {
         StoreError::Database { path: self.path.clone(), reason: reason.to_string() }
     }
+}
+
+fn open_in(path: &Path, file: File, open_database: OpenDatabase) -> Result<Database, StoreError> {
+    // The database panics on some damaged files.
+    let reason = match catch_unwind(AssertUnwindSafe(|| open_database(file))) {
+        Ok(Ok(database)) => return Ok(database),
+        Ok(Err(e)) => e.to_string(),
+        Err(_) => "the file is damaged".into(),
+    };
+    Err(StoreError::Database { path: path.to_owned(), reason })
+}
+
+/// Puts something in a place, or clears it. While it is not known whether that happened, `undo` has what stood there.
+fn exchange(
+    database: &Database,
+    place: &Place,
+    value: Option<&[u8]>,
+    undo: &mut Option<Before>,
+) -> Result<(), redb::Error> {
+    fn set<'k, K: redb::Key + 'static>(
+        mut table: redb::Table<'_, K, &'static [u8]>,
+        key: K::SelfType<'k>,
+        value: Option<&[u8]>,
+    ) -> Result<Option<Vec<u8>>, redb::StorageError> {
+        let before = match value {
+            Some(value) => table.insert(key, value)?,
+            None => table.remove(key)?,
+        };
+        Ok(before.map(|before| before.value().to_owned()))
+    }
+    let transaction = database.begin_write()?;
+    let before = match place {
+        Place::Object(name) => set(transaction.open_table(OBJECTS)?, name.as_str(), value)?,
+        Place::Kept(uuid, kept) => {
+            set(transaction.open_table(table(*kept))?, uuid.as_bytes().as_slice(), value)?
+        }
+    };
+    *undo = Some((place.clone(), before));
+    transaction.commit()?;
+    *undo = None;
+    Ok(())
 }
 
 fn file_error(path: &Path, source: io::Error) -> StoreError {
@@ -440,6 +526,12 @@ fn open_file(path: &Path) -> Result<File, StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Bound;
+    use std::sync::atomic::AtomicU8;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use redb::{BackendError, StorageBackend};
+
     use super::*;
 
     fn record(sequence: u64) -> Record {
@@ -495,6 +587,108 @@ mod tests {
                 store.end().unwrap();
             }
         }
+    }
+
+    /// What the disk of [`Full`] refuses: nothing, syncs, or writes and growth too.
+    static REFUSED: AtomicU8 = AtomicU8::new(0);
+
+    /// A file on a disk that is full for a while.
+    #[derive(Debug)]
+    struct Full(FileBackend);
+
+    impl Full {
+        fn check(least: u8) -> io::Result<()> {
+            if REFUSED.load(Relaxed) >= least {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            Ok(())
+        }
+    }
+
+    impl StorageBackend for Full {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.0.read(offset, out)
+        }
+
+        fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+            self.0.try_lock_range(start, end)
+        }
+
+        fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+            self.0.unlock_range(start, end)
+        }
+
+        fn close(&self) -> io::Result<()> {
+            self.0.close()
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            Full::check(2)?;
+            self.0.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            Full::check(1)?;
+            self.0.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            Full::check(2)?;
+            self.0.write(offset, data)
+        }
+    }
+
+    #[test]
+    fn a_disk_that_was_full_costs_what_came_meanwhile_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let on_full = |file| Database::builder().create_with_backend(Full(FileBackend::new(file)?));
+        let [a, b] = [1, 2].map(Uuid::from_u128);
+        let kept = Kept::Reservations;
+        let store = Store::open_by(on_full, dir.path(), None).unwrap();
+        store.put("volumes/old", &record(1)).unwrap();
+        store.keep(a, kept, Some(b"old")).unwrap();
+        let old = store.load().unwrap();
+        type Change = Box<dyn Fn(&Store) -> Result<(), StoreError>>;
+        let changes: [Change; 5] = [
+            Box::new(|store| store.put("volumes/new", &record(2))),
+            Box::new(|store| store.put("volumes/old", &record(3))),
+            Box::new(|store| store.remove("volumes/old")),
+            Box::new(move |store| store.keep(a, kept, Some(b"new"))),
+            Box::new(move |store| store.keep(b, kept, Some(b"new"))),
+        ];
+        for refused in [1, 2] {
+            for change in &changes {
+                REFUSED.store(refused, Relaxed);
+                for _ in 0..3 {
+                    let error = change(&store).unwrap_err().to_string();
+                    assert!(error.contains("state.redb"), "{error}");
+                }
+                assert!(matches!(Store::open(dir.path(), None), Err(StoreError::Locked(_))));
+                REFUSED.store(0, Relaxed);
+                assert_eq!(store.kept(a, kept).unwrap().unwrap(), b"old");
+                assert_eq!(store.kept(b, kept).unwrap(), None);
+                assert_eq!(store.load().unwrap(), old);
+            }
+        }
+        REFUSED.store(2, Relaxed);
+        store.put("volumes/new", &record(2)).unwrap_err();
+        store.end().unwrap_err();
+        REFUSED.store(0, Relaxed);
+        store.put("volumes/newer", &record(3)).unwrap();
+        store.keep(b, kept, Some(b"newer")).unwrap();
+        store.keep(a, kept, None).unwrap();
+        store.remove("volumes/old").unwrap();
+        store.end().unwrap();
+        drop(store);
+        let store = Store::open(dir.path(), None).unwrap();
+        assert!(!store.was_killed());
+        assert_eq!(store.load().unwrap(), [("volumes/newer".to_owned(), record(3))]);
+        assert_eq!(store.kept(b, kept).unwrap().unwrap(), b"newer");
+        assert_eq!(store.kept(a, kept).unwrap(), None);
     }
 
     #[test]
