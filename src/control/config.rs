@@ -29,7 +29,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -38,6 +38,7 @@ use toml::{Table, Value};
 use tonic::{Code, Status};
 use zeroize::Zeroizing;
 
+use super::names::{self, VolumeRef};
 use super::object::Resource as _;
 use super::object::{Kind, Object, with_message};
 use super::service::Control;
@@ -58,6 +59,8 @@ const STAGES: [&[Kind]; 7] = [
 const LARGEST_KEY: u64 = 4096;
 /// How long to wait before trying again what a remote target did not answer to.
 const AGAIN: Duration = Duration::from_secs(2);
+/// Longest time between two words about that.
+const LONGEST_SILENCE: Duration = Duration::from_secs(300);
 
 /// Why objects of a file cannot be declared.
 #[derive(Debug, thiserror::Error)]
@@ -75,16 +78,19 @@ pub enum ConfigError {
     },
 }
 
-impl ConfigError {
-    /// Whether the same may succeed later: a remote target does not answer yet.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, ConfigError::Object { status, .. } if status.code() == Code::Unavailable)
-    }
-}
-
 /// The objects of a file.
 #[derive(Debug)]
 pub struct Config(Vec<Item>);
+
+/// Objects that need remote targets that do not answer yet.
+#[derive(Debug)]
+pub struct Waiting {
+    /// The first of them.
+    object: String,
+    /// Why it was refused.
+    status: Box<Status>,
+    objects: Config,
+}
 
 #[derive(Clone, Debug)]
 struct Item {
@@ -98,6 +104,49 @@ impl Item {
     /// The resource name, of an object that has a parent.
     fn name(&self) -> String {
         format!("{}/{}/{}", self.parent, self.kind.collection(), self.id)
+    }
+
+    /// What it is for an error.
+    fn shown(&self) -> String {
+        format!("{}s {}", self.kind.field(), self.id)
+    }
+
+    /// What others may need of it: the volume by any of its names, or that a namespace has its number.
+    fn gives(&self) -> Vec<String> {
+        let uuid = self.object.chosen_uuid().filter(|_| self.kind.is_volume()).map(VolumeRef::Uuid);
+        let volume = VolumeRef::Declared(format!("volumes/{}", self.id), None);
+        match self.kind {
+            kind if kind.is_volume() => uuid.into_iter().chain([volume]).map(meaning).collect(),
+            Kind::Namespace => vec![self.numbers()],
+            _ => Vec::new(),
+        }
+    }
+
+    /// What it needs that may have to wait: the volume that it names, and where a namespace gets the next number, those
+    /// before it.
+    fn needs(&self) -> Vec<String> {
+        let volume = self.object.volume_ref().map(names::volume_refs).into_iter().flatten();
+        let numbered = match &self.object {
+            Object::Namespace(namespace) => namespace.spec.as_ref().is_some_and(|spec| spec.host_nsid != 0),
+            _ => true,
+        };
+        volume.map(meaning).chain((!numbered).then(|| self.numbers())).collect()
+    }
+
+    /// Stands for the numbers of a subsystem's namespaces.
+    fn numbers(&self) -> String {
+        format!("{}/{}", self.parent, self.kind.collection())
+    }
+}
+
+/// What a reference to a volume may mean, in one word.
+fn meaning(volume: VolumeRef) -> String {
+    match volume {
+        VolumeRef::Declared(name, _) => name,
+        VolumeRef::Uuid(uuid) => uuid.to_string(),
+        VolumeRef::Remote { controller, nsid } => {
+            format!("{controller}/{}/{nsid}", Kind::RemoteNamespace.collection())
+        }
     }
 }
 
@@ -129,17 +178,23 @@ impl Config {
         Ok(Config(items))
     }
 
-    /// Declares all objects. Those that exist in the same words stay as they are.
+    /// Declares all objects but those that need remote targets that do not answer yet, and returns these. Those that
+    /// exist in the same words stay as they are.
     ///
     /// # Errors
-    /// The first object that is refused; those before it are declared.
-    pub async fn apply(&self, control: &Control) -> Result<(), ConfigError> {
+    /// The first object that is refused for another reason; those before it are declared.
+    pub async fn apply(self, control: &Control) -> Result<Option<Waiting>, ConfigError> {
         let named: HashSet<String> = self
             .0
             .iter()
             .flat_map(|item| item.object.references())
             .map(|(_, _, name)| name.to_owned())
             .collect();
+        let mut first = None;
+        let mut waiting = Vec::new();
+        // What those that wait would give, and what was refused to them: where a remote answers meanwhile, the other users
+        // of a volume must not come before its rate limit.
+        let mut missing = HashSet::new();
         for stage in STAGES {
             let of_kind = |kind: &Kind| self.0.iter().filter(|item| item.kind == *kind).collect::<Vec<_>>();
             let mut pending: Vec<&Item> = stage.iter().flat_map(of_kind).collect();
@@ -148,10 +203,19 @@ impl Config {
             // One after the other, and from the beginning again after each: what is needed may come later.
             while !pending.is_empty() {
                 let mut refused = None;
-                let mut declared = None;
+                let mut settled = None;
                 for (index, item) in pending.iter().enumerate() {
+                    if item.needs().iter().any(|need| missing.contains(need)) {
+                        settled = Some((index, false));
+                        break;
+                    }
                     match control.create_any(&item.parent, item.object.clone(), &item.id).await {
-                        Ok(()) => declared = Some(index),
+                        Ok(()) => settled = Some((index, true)),
+                        Err(status) if status.code() == Code::Unavailable => {
+                            missing.extend(item.needs());
+                            first.get_or_insert((item.shown(), status));
+                            settled = Some((index, false));
+                        }
                         Err(status) if status.code() == Code::NotFound => {
                             refused.get_or_insert((item, status));
                             continue;
@@ -160,31 +224,68 @@ impl Config {
                     }
                     break;
                 }
-                if let Some(index) = declared {
-                    pending.remove(index);
+                if let Some((index, declared)) = settled {
+                    let item = pending.remove(index);
+                    if !declared {
+                        missing.extend(item.gives());
+                        waiting.push(item.clone());
+                    }
                 } else if let Some((item, status)) = refused {
-                    let object = format!("{}s {}", item.kind.field(), item.id);
-                    return Err(ConfigError::Object { object, status: Box::new(status) });
+                    return Err(ConfigError::Object { object: item.shown(), status: Box::new(status) });
                 }
             }
         }
-        Ok(())
+        Ok(first.map(|(object, status)| Waiting {
+            object,
+            status: Box::new(status),
+            objects: Config(waiting),
+        }))
     }
+}
 
-    /// Declares all objects, and waits for remote targets that do not answer yet.
+impl Waiting {
+    /// Declares them when the remote targets answer.
     ///
     /// # Errors
     /// The first object that is refused for another reason.
-    pub async fn apply_in_time(&self, control: &Control) -> Result<(), ConfigError> {
+    pub async fn apply(self, control: &Control) -> Result<(), ConfigError> {
+        let mut reminder = Reminder::default();
+        let mut waiting = self;
         loop {
-            match self.apply(control).await {
-                Err(error) if error.is_transient() => {
-                    tracing::warn!("{error}; it is tried again");
-                    tokio::time::sleep(AGAIN).await;
-                }
-                ended => return ended,
+            let Waiting { object, status, objects } = waiting;
+            let missing = match objects.0.len() - 1 {
+                0 => object,
+                others => format!("{object} and {others} others that wait"),
+            };
+            // Why may be another reason each time.
+            if reminder.is_due(&missing, Instant::now()) {
+                tracing::warn!("{missing}: {}; it is tried again", status.message());
+            }
+            tokio::time::sleep(AGAIN).await;
+            match objects.apply(control).await? {
+                Some(rest) => waiting = rest,
+                None => return Ok(()),
             }
         }
+    }
+}
+
+/// When to say again what is missing: at once where that is something else, otherwise ever more rarely.
+#[derive(Default)]
+struct Reminder {
+    /// What was said, when it is to be said again, and how long that is.
+    said: Option<(String, Instant, Duration)>,
+}
+
+impl Reminder {
+    fn is_due(&mut self, missing: &str, now: Instant) -> bool {
+        let silence = match &self.said {
+            Some((said, again, _)) if said == missing && now < *again => return false,
+            Some((said, _, silence)) if said == missing => (*silence * 2).min(LONGEST_SILENCE),
+            _ => AGAIN,
+        };
+        self.said = Some((missing.to_owned(), now + silence, silence));
+        true
     }
 }
 
@@ -229,4 +330,21 @@ fn read_key(file: &str) -> std::io::Result<Zeroizing<Vec<u8>>> {
     let mut key = Zeroizing::new(Vec::with_capacity(LARGEST_KEY as usize));
     File::open(file)?.take(LARGEST_KEY).read_to_end(&mut key)?;
     Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_said_when_it_changes_and_ever_more_rarely() {
+        let (mut reminder, start) = (Reminder::default(), Instant::now());
+        let mut said = |missing: &str, seconds| -> Vec<u64> {
+            let is_due = |at: &u64| reminder.is_due(missing, start + Duration::from_secs(*at));
+            std::ops::Range::step_by(seconds, 2).filter(is_due).collect()
+        };
+        let expected = [0, 2, 6, 14, 30, 62, 126, 254, 510, 810, 1110];
+        assert_eq!(said("one", 0..1400), expected);
+        assert_eq!(said("another", 1400..1410), [1400, 1402, 1406]);
+    }
 }

@@ -84,19 +84,15 @@ fn serve(args: &Serve, runtime: &Runtime, control: &Control, mut signals: Signal
 /// Declares the objects of a file; those that need a remote that does not answer yet are declared when it does.
 async fn declare(control: &Control, file: &Path) -> anyhow::Result<()> {
     let config = Config::read(control, file)?;
-    match config.apply(control).await {
-        Err(error) if error.is_transient() => {
-            tracing::warn!("{error}; it is tried again");
-            let control = control.clone();
-            tokio::spawn(async move {
-                if let Err(error) = config.apply_in_time(&control).await {
-                    tracing::error!("{error}");
-                }
-            });
-            Ok(())
-        }
-        applied => Ok(applied?),
+    if let Some(waiting) = config.apply(control).await? {
+        let control = control.clone();
+        tokio::spawn(async move {
+            if let Err(error) = waiting.apply(&control).await {
+                tracing::error!("{error}");
+            }
+        });
     }
+    Ok(())
 }
 
 fn settings(args: &Serve) -> anyhow::Result<plane::Settings> {

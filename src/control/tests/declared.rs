@@ -5,7 +5,9 @@ impl House {
     pub(super) async fn declare(&self, text: &str) -> Result<(), ConfigError> {
         let path = self.dir.path().join("objects.toml");
         std::fs::write(&path, text).unwrap();
-        Config::read(&self.control, &path)?.apply(&self.control).await
+        let waiting = Config::read(&self.control, &path)?.apply(&self.control).await?;
+        assert!(waiting.is_none(), "{waiting:?}");
+        Ok(())
     }
 }
 
@@ -135,11 +137,101 @@ async fn mistakes_are_named_with_their_place() {
 }
 
 #[tokio::test]
-async fn a_remote_that_does_not_answer_may_later() {
+async fn a_remote_that_does_not_answer_may_later_and_keeps_nothing_else_waiting() {
     let house = House::new();
     house.remote("nvme").await;
-    let text = "[[qos_volumes]]\nid = \"limit\"\nvolume_name_ref = \"nvmen1\"\nlimits = { max = { rw_iops_kiops = 1 } }";
-    assert!(house.declare(text).await.unwrap_err().is_transient());
+    house.log();
+    let text = r#"
+        [[malloc_volumes]]
+        id = "memory"
+        block_size = 512
+        blocks_count = 50
+
+        [[qos_volumes]]
+        id = "upper"
+        volume_name_ref = "limit"
+        limits = { max = { rw_iops_kiops = 2 } }
+
+        [[qos_volumes]]
+        id = "limit"
+        volume_name_ref = "nvmen1"
+        limits = { max = { rw_iops_kiops = 1 } }
+
+        [[nvme_subsystems]]
+        id = "near"
+        spec = { nqn = "nqn.2024-01.com.example:near" }
+
+        [[nvme_subsystems]]
+        id = "both"
+        spec = { nqn = "nqn.2024-01.com.example:both" }
+
+        [[nvme_namespaces]]
+        id = "past-the-limit"
+        parent = "both"
+        spec = { volume_name_ref = "nvmeRemoteControllers/nvme/nvmeRemoteNamespaces/1", host_nsid = 1 }
+
+        [[nvme_namespaces]]
+        id = "far-away"
+        parent = "both"
+        spec = { volume_name_ref = "upper" }
+
+        [[nvme_namespaces]]
+        id = "third"
+        parent = "both"
+        spec = { volume_name_ref = "memory" }
+
+        [[nvme_namespaces]]
+        id = "seventh"
+        parent = "both"
+        spec = { volume_name_ref = "memory", host_nsid = 7 }
+
+        [[nvme_namespaces]]
+        id = "close-by"
+        parent = "near"
+        spec = { volume_name_ref = "memory" }
+
+        [[nvme_controllers]]
+        id = "ctrl"
+        parent = "near"
+        [nvme_controllers.spec]
+        trtype = "NVME_TRANSPORT_TYPE_PCIE"
+        pcie_id = { port_id = 0, physical_function = 0, virtual_function = 0 }
+    "#;
+    let path = house.dir.path().join("objects.toml");
+    let read = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        Config::read(&house.control, &path).unwrap()
+    };
+    let waiting = read(text).apply(&house.control).await.unwrap().unwrap();
+    let expected = [
+        "malloc 512 50",
+        "subsystem near",
+        "subsystem both",
+        "namespace both 7 50",
+        "namespace near 1 50",
+        "controller near ctrl",
+    ];
+    let is = |log: Vec<String>, expected: &[&str]| {
+        let same = log.iter().zip(expected).all(|(line, start)| line.starts_with(start));
+        assert!(same && log.len() == expected.len(), "{log:#?}");
+    };
+    is(house.log(), &expected);
+    // What has nothing to do with it is refused as ever.
+    let error = read(&text.replace("\"memory\", host", "\"none\", host").replace("seventh", "eighth"));
+    let error = error.apply(&house.control).await.unwrap_err().to_string();
+    assert_eq!(error, "nvme_namespaces eighth: unable to find volume none");
+    // What was declared and deleted does not come again with those that waited.
+    house.delete(Kind::Controller, "nvmeSubsystems/near/nvmeControllers/ctrl").await.unwrap();
+    house.log();
     house.plane.set_size("nvme", 100);
-    house.declare(text).await.unwrap();
+    waiting.apply(&house.control).await.unwrap();
+    let expected = [
+        "remote volume nvme 1",
+        "qos 100 1",
+        "qos 100 2",
+        "namespace both 1 100",
+        "namespace both 2 100",
+        "namespace both 3 50",
+    ];
+    is(house.log(), &expected);
 }
