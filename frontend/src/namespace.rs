@@ -46,7 +46,7 @@ pub enum Protection {
     UntilPowerCycle,
 }
 
-/// Tells when the last command on a removed namespace has ended, on every shard.
+/// Tells when the last command on what was taken away has ended, on every shard.
 #[derive(Debug)]
 pub struct Drain(Receiver<Infallible>);
 
@@ -57,7 +57,7 @@ impl Drain {
         (hold, Drain(gone))
     }
 
-    /// Waits at most `timeout`. Whether nothing uses the namespace any more. Never called on a shard.
+    /// Waits at most `timeout`. Whether nothing uses it any more. Never called on a shard.
     pub fn wait(&self, timeout: Duration) -> bool {
         matches!(self.0.recv_timeout(timeout), Err(RecvTimeoutError::Disconnected))
     }

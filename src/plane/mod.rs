@@ -27,7 +27,7 @@ use crate::control::plane::{
 };
 use growth::Growth;
 use remotes::RemoteEntry;
-use subsystems::SubsystemEntry;
+use subsystems::{ENDING, SubsystemEntry};
 use volumes::Typed;
 
 pub use backend::nvme_tcp::Resend;
@@ -102,18 +102,20 @@ impl Plane {
         &self.shards[at]
     }
 
-    /// Ends everything in order, within about `patience`: hosts are disconnected, what they wrote is flushed, remotes
-    /// are disconnected. Whether all was flushed; what could not be is logged.
-    pub fn shut_down(&self, patience: Duration) -> bool {
-        let end = Instant::now() + patience;
+    /// Ends everything in order: hosts are disconnected, and their I/O may take `hosts` to end; what they wrote is
+    /// flushed, which may take `flushes` more, whatever hosts took; remotes are disconnected. Whether all was flushed; what
+    /// could not be is logged.
+    pub fn shut_down(&self, hosts: Duration, flushes: Duration) -> bool {
         let subsystems: Vec<_> = lock(&self.subsystems).values().cloned().collect();
-        for subsystem in &subsystems {
-            self.close_controllers(subsystem, end);
-        }
+        self.close_controllers(&subsystems, Instant::now() + hosts);
         self.target.close();
+        let end = Instant::now() + flushes;
         let flushed = flush::all(&self.shards, subsystems.iter().flat_map(|s| s.volumes()), end);
-        for subsystem in &subsystems {
-            if !subsystem.close().wait(end.saturating_duration_since(Instant::now())) {
+        let closing: Vec<_> = subsystems.iter().map(|s| (s, s.close())).collect();
+        // Those that have nothing out end in it, although the flushes may have left no time.
+        self.pass_a_turn();
+        for (subsystem, drain) in closing {
+            if !drain.wait(end.saturating_duration_since(Instant::now())) {
                 tracing::warn!(subsystem = subsystem.name(), "some I/O did not end");
             }
         }
@@ -204,7 +206,7 @@ impl DataPlane for Plane {
     }
 
     fn remove_namespace(&self, subsystem: &str, nsid: u32) -> PlaneResult<()> {
-        self.subsystem(subsystem)?.remove_namespace(nsid)
+        self.subsystem(subsystem)?.remove_namespace(nsid, ENDING)
     }
 
     fn mask_namespace(&self, subsystem: &str, nsid: u32, viewers: Option<&Viewers>) -> PlaneResult<()> {
@@ -227,7 +229,7 @@ impl DataPlane for Plane {
     }
 
     fn remove_controller(&self, subsystem: &str, controller: &str) -> PlaneResult<()> {
-        self.close_controller(subsystem, controller)
+        self.close_controller(subsystem, controller, ENDING)
     }
 
     fn set_ana(&self, subsystem: &str, controller: &str, state: AccessState) -> PlaneResult<()> {

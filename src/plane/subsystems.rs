@@ -19,7 +19,7 @@ use crate::control::plane::{
 };
 
 /// How long I/O may take to end when what it goes through is taken away.
-const ENDING: Duration = Duration::from_secs(30);
+pub(super) const ENDING: Duration = Duration::from_secs(30);
 
 /// A subsystem, and what the control plane made in it.
 pub(super) struct SubsystemEntry {
@@ -36,8 +36,8 @@ struct Shown {
     before: Counters,
     /// The limits that hosts were told last.
     told: Limits,
-    /// It is taken away: what tells that its I/O has ended.
-    going: Option<Drain>,
+    /// It is taken away: what tells that its I/O has ended. Under its own lock: who waits for it holds up nobody else.
+    going: Option<Arc<Mutex<Drain>>>,
 }
 
 /// A controller.
@@ -181,35 +181,51 @@ impl Plane {
             .map_err(system(format!("vfio-user socket {}", path.display())))
     }
 
-    pub(super) fn close_controller(&self, subsystem: &str, name: &str) -> PlaneResult<()> {
+    pub(super) fn close_controller(
+        &self,
+        subsystem: &str,
+        name: &str,
+        patience: Duration,
+    ) -> PlaneResult<()> {
         let entry = self.subsystem(subsystem)?;
-        let exposed = lock(&entry.controllers).remove(name);
-        match exposed {
-            Some(exposed) => self.close_exposed(&entry, exposed, ENDING),
-            None => refuse(Failure::Precondition, format!("there is no controller {name}")),
+        let closing = match lock(&entry.controllers).get_mut(name) {
+            Some(exposed) => self.begin_close(&entry, exposed),
+            None => return refuse(Failure::Precondition, format!("there is no controller {name}")),
+        };
+        self.pass_a_turn();
+        // Until it has ended it stays: a call after one that lost its patience waits for the same end.
+        if closing.is_some_and(|drain| !drain.wait(patience)) {
+            return refuse(Failure::Unavailable, format!("I/O of controller {name} does not end"));
         }
+        lock(&entry.controllers).remove(name);
+        Ok(())
     }
 
-    fn close_exposed(&self, entry: &SubsystemEntry, exposed: Exposed, patience: Duration) -> PlaneResult<()> {
+    /// Begins to close a controller. One over TCP is closed when all shards have passed a turn, another one when all of
+    /// its I/O has ended.
+    fn begin_close(&self, entry: &SubsystemEntry, exposed: &mut Exposed) -> Option<Drain> {
         match exposed {
             Exposed::Tcp(address, cntlid) => {
-                self.target.unlisten(address, entry.subsystem.nqn(), cntlid);
-                self.pass_a_turn();
-                Ok(())
+                self.target.unlisten(*address, entry.subsystem.nqn(), *cntlid);
+                None
             }
-            Exposed::Pcie(handle) => match handle.close(patience) {
-                true => Ok(()),
-                false => refuse(Failure::Unavailable, "the controller's I/O does not end"),
-            },
+            Exposed::Pcie(handle) => Some(handle.begin_close()),
         }
     }
 
-    /// Closes all controllers of a subsystem, until `end`.
-    pub(super) fn close_controllers(&self, entry: &SubsystemEntry, end: Instant) {
-        for (name, exposed) in std::mem::take(&mut *lock(&entry.controllers)) {
-            let patience = end.saturating_duration_since(Instant::now());
-            if let Err(e) = self.close_exposed(entry, exposed, patience) {
-                tracing::warn!(subsystem = entry.name, controller = name, "{e}");
+    /// Closes all controllers of these subsystems at once, and waits for them until `end`.
+    pub(super) fn close_controllers(&self, subsystems: &[Arc<SubsystemEntry>], end: Instant) {
+        let mut closing = Vec::new();
+        for entry in subsystems {
+            for (name, mut exposed) in std::mem::take(&mut *lock(&entry.controllers)) {
+                let drain = self.begin_close(entry, &mut exposed);
+                closing.extend(drain.map(|drain| (entry, name, drain)));
+            }
+        }
+        self.pass_a_turn();
+        for (entry, name, drain) in closing {
+            if !drain.wait(end.saturating_duration_since(Instant::now())) {
+                tracing::warn!(subsystem = entry.name, controller = name, "some I/O did not end");
             }
         }
     }
@@ -271,22 +287,27 @@ impl SubsystemEntry {
         Ok(())
     }
 
-    pub(super) fn remove_namespace(&self, nsid: u32) -> PlaneResult<()> {
+    pub(super) fn remove_namespace(&self, nsid: u32, patience: Duration) -> PlaneResult<()> {
+        let drain = self.begin_remove(nsid)?;
+        if !lock(&drain).wait(patience) {
+            return refuse(Failure::Unavailable, format!("I/O of namespace {nsid} does not end"));
+        }
+        lock(&self.namespaces).remove(&nsid);
+        Ok(())
+    }
+
+    fn begin_remove(&self, nsid: u32) -> PlaneResult<Arc<Mutex<Drain>>> {
         let mut namespaces = lock(&self.namespaces);
         let Some(shown) = namespaces.get_mut(&nsid) else {
             return refuse(Failure::Precondition, format!("there is no namespace {nsid}"));
         };
         // A call before this one may have lost its patience.
-        let drain = match shown.going.take() {
-            Some(drain) => drain,
-            None => self.subsystem.remove_namespace(nsid).map_err(subsystem)?,
-        };
-        if !drain.wait(ENDING) {
-            shown.going = Some(drain);
-            return refuse(Failure::Unavailable, format!("I/O of namespace {nsid} does not end"));
+        if let Some(drain) = &shown.going {
+            return Ok(drain.clone());
         }
-        namespaces.remove(&nsid);
-        Ok(())
+        let drain = Arc::new(Mutex::new(self.subsystem.remove_namespace(nsid).map_err(subsystem)?));
+        shown.going = Some(drain.clone());
+        Ok(drain)
     }
 
     /// Shows a namespace to these alone, or to all.

@@ -1,3 +1,6 @@
+#[path = "../../frontend/tests/common/stall.rs"]
+mod stall;
+
 use super::*;
 use std::path::PathBuf;
 
@@ -6,6 +9,10 @@ use engine::{Config, Shards};
 use frontend::AccessState;
 use host::{Kind, Queue, vfio_user};
 use middleend::{FaultVolume, Faults};
+use stall::Stall;
+
+/// Time enough for whatever ends at all.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A data plane on two shards, with directories of its own.
 struct House {
@@ -45,8 +52,19 @@ impl House {
         self.plane.add_namespace(name, &namespace(1, volume)).unwrap();
     }
 
+    /// A subsystem with a controller, whose host has a write out that `stall` holds.
+    fn stuck(&self, name: &str, stall: &Arc<Stall>) -> impl Sized + use<> {
+        self.subsystem(name);
+        self.show(name, stall.clone());
+        self.plane.add_controller(name, "ctrl", &controller(pcie(0, false))).unwrap();
+        let mut host = begin_write(&self.socket(name));
+        host.1.poll(&mut Vec::new()).unwrap();
+        until(|| stall.held() == 1);
+        host
+    }
+
     fn end(self) {
-        assert!(self.plane.shut_down(Duration::from_secs(5)));
+        assert!(self.plane.shut_down(PATIENCE, PATIENCE));
         self.shards.stop();
     }
 }
@@ -87,17 +105,31 @@ fn controller(endpoint: Endpoint) -> ControllerConfig {
     ControllerConfig { endpoint, cntlid: None, io_queues: None, ana: AccessState::default() }
 }
 
-/// Writes a block as a host does.
-fn write(socket: &Path) {
+/// A host that writes a block when it polls.
+fn begin_write(socket: &Path) -> (vfio_user::Controller, impl Queue + use<>) {
     let options = vfio_user::Options { max_transfer: 4096, queues: 1, depth: 1 };
     let mut host = vfio_user::Controller::connect(socket, options).unwrap();
     let mut queue = host.io_queue(1).unwrap();
     queue.submit(0, host::Command { kind: Kind::Write { fua: false }, lba: 3, blocks: 1 }).unwrap();
+    (host, queue)
+}
+
+/// Writes a block as a host does.
+fn write(socket: &Path) {
+    let (_host, mut queue) = begin_write(socket);
     let mut done = Vec::new();
     while done.is_empty() {
         queue.poll(&mut done).unwrap();
     }
     assert!(done[0].status.is_success());
+}
+
+fn until(mut done: impl FnMut() -> bool) {
+    let limit = Instant::now() + 2 * PATIENCE;
+    while !done() {
+        assert!(Instant::now() < limit, "it does not happen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn failure<T: std::fmt::Debug>(result: PlaneResult<T>) -> Failure {
@@ -116,9 +148,91 @@ fn what_hosts_wrote_is_flushed_before_the_end() {
     assert_eq!(cached.unflushed(), 1);
     let socket = house.socket("subsys");
     let dir = house.dir.path().join("ctrlr");
-    house.plane.shut_down(Duration::from_secs(5));
+    house.plane.shut_down(PATIENCE, PATIENCE);
     assert_eq!(cached.unflushed(), 0);
     assert!(!socket.exists() && std::fs::read_dir(dir).unwrap().next().is_none());
+    house.shards.stop();
+}
+
+#[test]
+fn a_controller_whose_io_did_not_end_is_deleted_when_it_has() {
+    let house = House::new();
+    let plane = &house.plane;
+    let stall = Stall::new(false);
+    let _host = house.stuck("subsys", &stall);
+    let close = |patience| plane.close_controller("subsys", "ctrl", patience);
+    for _ in 0..2 {
+        assert_eq!(failure(close(Duration::from_millis(50))), Failure::Unavailable);
+    }
+    plane.controller_counters("subsys", "ctrl").unwrap();
+    assert_eq!(failure(plane.delete_subsystem("subsys")), Failure::Precondition);
+    stall.release(Ok(()));
+    close(PATIENCE).unwrap();
+    assert_eq!(failure(close(PATIENCE)), Failure::Precondition);
+    plane.remove_namespace("subsys", 1).unwrap();
+    plane.delete_subsystem("subsys").unwrap();
+    house.end();
+}
+
+#[test]
+fn a_namespace_whose_io_does_not_end_holds_up_nobody() {
+    let house = House::new();
+    let plane = &house.plane;
+    let stall = Stall::new(false);
+    let _host = house.stuck("subsys", &stall);
+    let entry = plane.subsystem("subsys").unwrap();
+    assert_eq!(failure(entry.remove_namespace(1, Duration::from_millis(50))), Failure::Unavailable);
+    std::thread::scope(|scope| {
+        let removed = scope.spawn(|| entry.remove_namespace(1, PATIENCE));
+        // It has begun to wait.
+        std::thread::sleep(Duration::from_millis(50));
+        plane.namespace_counters("subsys", 1).unwrap();
+        assert_eq!(entry.volumes().len(), 1, "it is flushed as long as it has I/O");
+        assert!(!removed.is_finished());
+        stall.release(Ok(()));
+        removed.join().unwrap().unwrap();
+    });
+    assert_eq!(failure(plane.namespace_counters("subsys", 1)), Failure::Precondition);
+    house.end();
+}
+
+#[test]
+fn the_end_begins_everywhere_at_once() {
+    let house = House::new();
+    let stall = Stall::new(false);
+    let _host = house.stuck("first", &stall);
+    house.subsystem("second");
+    house.plane.add_controller("second", "ctrl", &controller(pcie(0, false))).unwrap();
+    let second = house.socket("second");
+    std::thread::scope(|scope| {
+        let ended = scope.spawn(|| house.plane.shut_down(PATIENCE, PATIENCE));
+        let begin = Instant::now();
+        until(|| !second.exists());
+        assert!(begin.elapsed() < PATIENCE / 2, "it waits for the first to end");
+        // The write, and then the flush.
+        until(|| {
+            stall.release(Ok(()));
+            ended.is_finished()
+        });
+        assert!(ended.join().unwrap());
+    });
+    house.shards.stop();
+}
+
+#[test]
+fn flushes_have_time_although_hosts_io_takes_all_of_its_own() {
+    let house = House::new();
+    let stall = Stall::new(false);
+    let _host = house.stuck("subsys", &stall);
+    std::thread::scope(|scope| {
+        let ended = scope.spawn(|| house.plane.shut_down(Duration::from_millis(50), PATIENCE));
+        // The write and the flush.
+        until(|| stall.held() == 2);
+        assert_eq!(stall.revoked(), 1);
+        std::thread::sleep(Duration::from_millis(20));
+        stall.release(Ok(()));
+        assert!(ended.join().unwrap());
+    });
     house.shards.stop();
 }
 
@@ -199,7 +313,7 @@ fn a_volume_s_faults_are_its_own() {
     assert_eq!(plane.unflushed(&faulty).unwrap(), 1);
     plane.cut_power(&faulty, 0).unwrap();
     assert_eq!(plane.unflushed(&faulty).unwrap(), 0);
-    assert!(!house.plane.shut_down(Duration::from_secs(5)), "the last flush tells of the loss");
+    assert!(!house.plane.shut_down(PATIENCE, PATIENCE), "the last flush tells of the loss");
     house.shards.stop();
 }
 
@@ -345,9 +459,9 @@ fn a_remote_controller_has_one_path_and_then_its_namespaces() {
 }
 
 /// A volume that says how large it is.
-struct Sized(Arc<dyn Volume>, std::sync::atomic::AtomicU64);
+struct Grows(Arc<dyn Volume>, std::sync::atomic::AtomicU64);
 
-impl Volume for Sized {
+impl Volume for Grows {
     fn limits(&self) -> engine::Limits {
         engine::Limits { blocks: self.1.load(Ordering::SeqCst), ..self.0.limits() }
     }
@@ -366,7 +480,7 @@ impl Volume for Sized {
 fn hosts_are_told_that_a_remote_namespace_grew() {
     let house = House::new();
     let plane = &house.plane;
-    let volume = Arc::new(Sized(plane.malloc(512, 64).unwrap(), 32.into()));
+    let volume = Arc::new(Grows(plane.malloc(512, 64).unwrap(), 32.into()));
     house.subsystem("far");
     house.show("far", volume.clone());
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The whole of an orderly end takes no longer.
-const BOUND: Duration = Duration::from_secs(25);
+pub(super) const BOUND: Duration = Duration::from_secs(25);
 
 /// SIGTERM, SIGINT and SIGHUP.
 pub(super) struct Signals {

@@ -21,8 +21,13 @@ use end::Signals;
 
 /// How long calls that are under way may take to end.
 const LAST_CALLS: Duration = Duration::from_secs(5);
-/// How long hosts' I/O and flushes may take to end.
-const LAST_IO: Duration = Duration::from_secs(10);
+/// How long hosts' I/O may take to end.
+const LAST_IO: Duration = Duration::from_secs(8);
+/// How long flushes may take then.
+const LAST_FLUSHES: Duration = Duration::from_secs(10);
+// What is left is for all that has no limit of its own, and for the note of an end in order.
+const _: () =
+    assert!(LAST_CALLS.as_secs() + LAST_IO.as_secs() + LAST_FLUSHES.as_secs() < end::BOUND.as_secs());
 
 /// Runs the command.
 ///
@@ -51,7 +56,7 @@ pub fn run(args: &Serve) -> anyhow::Result<()> {
     };
     end::bound();
     runtime.shutdown_timeout(LAST_CALLS);
-    let ended = match (plane.shut_down(LAST_IO), control) {
+    let ended = match (plane.shut_down(LAST_IO, LAST_FLUSHES), control) {
         (true, Ok(control)) => control.end(),
         (_, control) => control.map(drop),
     };

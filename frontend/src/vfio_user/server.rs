@@ -1,13 +1,14 @@
 //! A controller behind a Unix socket.
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use engine::ring::{Fd, RingOp};
@@ -19,6 +20,7 @@ use super::reject::Rejections;
 use super::session::Session;
 use super::socket::Socket;
 use crate::controller::Shared;
+use crate::namespace::Drain;
 use crate::pcie::Doorbells;
 use crate::pcie::function::Function;
 use crate::subsystem::Subsystem;
@@ -79,12 +81,11 @@ impl Server {
         let (listener, fd) = Listener::bind(path, options.mode, options.group)?;
         let news = Arc::<News>::default();
         let key = serving_key();
-        let (ended, end) = sync_channel(1);
         let (subsystem, theirs) = (subsystem.clone(), news.clone());
-        let start = move |shard: &Shard| serve(shard, &subsystem, options, fd, key, theirs, ended);
+        let start = move |shard: &Shard| serve(shard, &subsystem, options, fd, key, theirs);
         let shared = shard.call(start).ok_or_else(|| io::Error::other("the shard has stopped"))??;
         let path = path.to_owned();
-        Ok(Handle { shard: shard.clone(), key, path, shared, news, end, listener: Some(listener) })
+        Ok(Handle { shard: shard.clone(), key, path, shared, news, listener: Some(listener) })
     }
 }
 
@@ -108,6 +109,8 @@ struct Serving {
     client: RefCell<Option<Rc<Socket>>>,
     closing: Cell<bool>,
     news: Arc<News>,
+    /// For each who waits for the end: let go with this, and so last.
+    awaited: RefCell<Vec<Sender<Infallible>>>,
 }
 
 fn serve(
@@ -117,7 +120,6 @@ fn serve(
     fd: OwnedFd,
     key: u64,
     news: Arc<News>,
-    ended: SyncSender<()>,
 ) -> io::Result<Arc<Shared>> {
     let Options { doorbells, cntlid, max_queue_entries, max_io_queues, .. } = options;
     let entries = max_queue_entries.clamp(2, MAX_QUEUE_ENTRIES);
@@ -130,6 +132,7 @@ fn serve(
         client: RefCell::default(),
         closing: Cell::new(false),
         news,
+        awaited: RefCell::default(),
     });
     let weak = Rc::downgrade(&serving);
     serving.function.on_end(move || {
@@ -142,7 +145,6 @@ fn serve(
     let run = async move {
         serving.accept().await;
         home.take_local(key);
-        let _ = ended.try_send(());
     };
     shard.spawn(run).detach();
     Ok(shared)
@@ -195,7 +197,6 @@ pub struct Handle {
     path: PathBuf,
     shared: Arc<Shared>,
     news: Arc<News>,
-    end: Receiver<()>,
     listener: Option<Listener>,
 }
 
@@ -223,20 +224,22 @@ impl Handle {
     /// Removes the socket, lets the client go, and ends the controller. Waits until all of its I/O has ended, at most
     /// `patience`; whether it has. Not to be called on a shard.
     pub fn close(mut self, patience: Duration) -> bool {
-        self.begin_close();
-        self.end.recv_timeout(patience).is_ok()
+        self.begin_close().wait(patience)
     }
 
-    fn begin_close(&mut self) {
-        if self.listener.take().is_none() {
-            return;
-        }
+    /// As [`Handle::close`], without waiting: the answer tells when all of its I/O has ended. Called again, another one
+    /// tells of the same end.
+    pub fn begin_close(&mut self) -> Drain {
+        self.listener = None;
+        let (hold, drain) = Drain::new();
         let key = self.key;
         self.shard.run(move |shard| {
             if let Some(serving) = shard.local::<Serving>(key) {
+                serving.awaited.borrow_mut().push(hold);
                 serving.hang_up();
             }
         });
+        drain
     }
 }
 
