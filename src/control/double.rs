@@ -51,7 +51,7 @@ pub struct Double {
     /// Paths as they were added.
     pub paths: Mutex<Vec<PathConfig>>,
     /// What is to be called when volumes have other limits, and by how many blocks those of remotes have grown.
-    pub keep: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
+    pub keep: Mutex<Option<Box<dyn Fn() -> bool + Send + Sync>>>,
     pub grown: Arc<AtomicU64>,
 }
 
@@ -146,7 +146,7 @@ impl DataPlane for Double {
         self.call(format!("set_faults {}", faults.rules.len()))
     }
 
-    fn keep_limits(&self, keep: Box<dyn Fn() + Send + Sync>) {
+    fn keep_limits(&self, keep: Box<dyn Fn() -> bool + Send + Sync>) {
         self.keep.lock().unwrap().replace(keep);
     }
 

@@ -66,11 +66,8 @@ impl Control {
         let schema = Schema::new().map_err(|status| store.failed(status.message()))?;
         let registry = Arc::new(Registry::open(plane, store, schema)?);
         let weak = Arc::downgrade(&registry);
-        registry.plane().keep_limits(Box::new(move || {
-            if let Some(registry) = weak.upgrade() {
-                registry.keep_promises();
-            }
-        }));
+        let keep = move || weak.upgrade().is_none_or(|registry| registry.keep_promises());
+        registry.plane().keep_limits(Box::new(keep));
         Ok(Control(registry))
     }
 

@@ -44,8 +44,8 @@ pub trait DataPlane: Send + Sync + 'static {
     /// Puts other rules in the place of those of a volume that [`DataPlane::fault`] returned.
     fn set_faults(&self, volume: &Arc<dyn Volume>, faults: Faults) -> PlaneResult<()>;
 
-    /// Has `keep` called when limits of volumes may have changed, before hosts are told of them.
-    fn keep_limits(&self, keep: Box<dyn Fn() + Send + Sync>);
+    /// Has `keep` called when limits of volumes may have changed; hosts are told of them when it says that they are kept.
+    fn keep_limits(&self, keep: Box<dyn Fn() -> bool + Send + Sync>);
 
     /// Cuts the power of a volume that [`DataPlane::fault`] returned.
     fn cut_power(&self, volume: &Arc<dyn Volume>, seed: u64) -> PlaneResult<()>;

@@ -2,16 +2,20 @@
 //! are told. A thread of its own does it, since a shard, which hears of it first, must not wait.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use super::lock;
 use super::subsystems::SubsystemEntry;
 use crate::control::plane::Failure;
 use crate::control::plane::{PlaneError, PlaneResult};
 
-/// What is done before hosts are told.
-type Keep = Box<dyn Fn() + Send + Sync>;
+/// What is done before hosts are told; whether it is.
+type Keep = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// When it is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 type Subsystems = Mutex<BTreeMap<String, Arc<SubsystemEntry>>>;
 
@@ -53,11 +57,20 @@ impl Growth {
 }
 
 fn follow(from: &Receiver<()>, keep: &Mutex<Option<Keep>>, subsystems: &Weak<Subsystems>) {
-    while from.recv().is_ok() {
+    let mut again = false;
+    loop {
+        let over = match again {
+            true => from.recv_timeout(AGAIN) == Err(RecvTimeoutError::Disconnected),
+            false => from.recv().is_err(),
+        };
+        if over {
+            return;
+        }
         // One look is enough for all that was said so far.
         while from.try_recv().is_ok() {}
-        if let Some(keep) = &*lock(keep) {
-            keep();
+        again = lock(keep).as_ref().is_some_and(|keep| !keep());
+        if again {
+            continue;
         }
         let Some(subsystems) = subsystems.upgrade() else { return };
         let all: Vec<_> = lock(&subsystems).values().cloned().collect();

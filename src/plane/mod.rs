@@ -242,7 +242,7 @@ impl DataPlane for Plane {
         self.subsystem(subsystem)?.controller_counters(controller, &self.target)
     }
 
-    fn keep_limits(&self, keep: Box<dyn Fn() + Send + Sync>) {
+    fn keep_limits(&self, keep: Box<dyn Fn() -> bool + Send + Sync>) {
         self.growth.keep_with(keep);
     }
 

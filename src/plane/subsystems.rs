@@ -278,11 +278,12 @@ impl SubsystemEntry {
         if namespaces.contains_key(&nsid) {
             return refuse(Failure::Exists, format!("nsid {nsid} is in use"));
         }
+        // Before any shard looks: what changes from now on is told.
+        let told = volume.limits();
         let namespace = Namespace { nsid, uuid, nguid, eui64, volume: volume.clone() };
         let nobody = hidden.then(|| [].into());
         let added = self.subsystem.add_masked_namespace(namespace, persist.clone(), nobody);
         added.map_err(subsystem)?;
-        let told = volume.limits();
         namespaces.insert(nsid, Shown { volume: volume.clone(), before, told, going: None });
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use engine::{Io, IoId, IoResult, Issuer, Op, Origin, Request, Scope};
+use engine::{Io, IoError, IoId, IoResult, Issuer, Op, Origin, Request, Scope};
 use nvme_proto::register::{Cc, Csts};
 
 use super::Controller;
@@ -196,17 +196,17 @@ impl Controller {
         }
         let origin = Origin::new();
         let namespaces = self.local.namespaces();
-        let left = Default::default();
+        if namespaces.is_empty() {
+            return self.shutdown_complete();
+        }
         self.local.begin(origin);
+        let left = Default::default();
         let flush = Rc::new(ShutdownFlush { controller: self.clone(), origin, number, namespaces, left });
         for (at, attachment) in (0..).zip(&flush.namespaces) {
             flush.left.set(flush.left.get() + 1);
             let mut io = Io::new(IoId { origin, tag: 0 });
             *io.request_mut() = Request { op: Op::Flush, ..Request::default() };
             io.forward(attachment.channel(self.local.shard()), flush.clone(), at);
-        }
-        if flush.left.get() == 0 {
-            return self.shutdown_complete();
         }
         // Media that are out of reach do not hold the host.
         let (flush, shard) = (Rc::downgrade(&flush), self.local.shard().clone());
@@ -241,7 +241,10 @@ impl Issuer for ShutdownFlush {
     fn resume(self: Rc<Self>, _io: Io, cookie: u64, result: IoResult) {
         // One that was taken away meanwhile was not to be flushed.
         let at = usize::try_from(cookie).ok().and_then(|at| self.namespaces.get(at));
-        let result = result.or_else(|e| if at.is_some_and(|of| of.is_gone()) { Ok(()) } else { Err(e) });
+        let result = match result {
+            Err(IoError::Aborted) if at.is_some_and(|of| of.is_gone()) => Ok(()),
+            result => result,
+        };
         if let Err(error) = result {
             // SHST has no word for it, and CFS is one that a host heeds.
             tracing::error!(controller = ?self.controller.shared, %error, "flush at shutdown");

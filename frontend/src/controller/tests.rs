@@ -4,15 +4,12 @@ use engine::Sim;
 use nvme_proto::Nqn;
 use nvme_proto::fabrics::CNTLID_MAX;
 
-use super::Shared;
+use nvme_proto::register::offset;
+
+use super::{Config, Controller, Port, Shared};
 use crate::subsystem::{Subsystem, SubsystemConfig, SubsystemError};
 
-/// Identifiers of controllers over fabrics come once in a round, each when all others were; one in use is passed over, and
-/// a subsystem is full long before they are.
-#[test]
-fn d46_identifiers_go_round() {
-    let sim = Sim::new(1).unwrap();
-    let handles = sim.handles();
+fn subsystem(sim: &Sim) -> Arc<Subsystem> {
     let config = SubsystemConfig {
         nqn: Nqn::new("nqn.2024-01.test:round").unwrap(),
         serial: "TEST0001".into(),
@@ -20,7 +17,16 @@ fn d46_identifiers_go_round() {
         max_namespaces: 1,
         allowed_hosts: Vec::new(),
     };
-    let subsystem = Subsystem::new(config, &handles).unwrap();
+    Subsystem::new(config, &sim.handles()).unwrap()
+}
+
+/// Identifiers of controllers over fabrics come once in a round, each when all others were; one in use is passed over, and
+/// a subsystem is full long before they are.
+#[test]
+fn d46_identifiers_go_round() {
+    let sim = Sim::new(1).unwrap();
+    let handles = sim.handles();
+    let subsystem = subsystem(&sim);
     let home = &handles[0];
     let admit = || {
         let make = |cntlid| {
@@ -41,4 +47,34 @@ fn d46_identifiers_go_round() {
     assert!(matches!(admit(), Err(SubsystemError::NoController)));
     subsystem.forget(first);
     assert!(admit().is_ok());
+}
+
+/// A port that is nobody's.
+struct Alone;
+
+impl Port for Alone {}
+
+/// A host that shuts its controller down again and again, with nothing there to flush, leaves nothing behind.
+#[test]
+fn shutdowns_leave_nothing_behind() {
+    let sim = Sim::new(1).unwrap();
+    let subsystem = subsystem(&sim);
+    sim.on(0, |shard| {
+        let config = Config {
+            fabrics: false,
+            cntlid: None,
+            discovery: false,
+            max_queue_entries: 2,
+            max_io_queues: 1,
+            ioccsz: 0,
+            kato: 0,
+        };
+        let controller = Controller::new(&subsystem, shard, config, None, Box::new(Alone)).unwrap();
+        for _ in 0..3 {
+            for cc in [0x46_0001u32, 0x46_4001, 0] {
+                controller.write(offset::CC, &cc.to_le_bytes());
+            }
+        }
+        assert_eq!(controller.local.others(), 0);
+    });
 }

@@ -190,6 +190,12 @@ impl Local {
         self.state.borrow_mut().others.retain(|o| *o != origin);
     }
 
+    /// How many of them there are.
+    #[cfg(test)]
+    pub(crate) fn others(&self) -> usize {
+        self.state.borrow().others.len()
+    }
+
     pub(crate) fn leave(&self, origin: Origin) {
         self.state.borrow_mut().queues.retain(|(o, _)| *o != origin);
     }

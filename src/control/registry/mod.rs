@@ -317,7 +317,9 @@ impl Registry {
     }
 
     /// Keeps what hosts will be told of remote namespaces that have become larger: the next process promises no less.
-    pub fn keep_promises(&self) {
+    /// Whether all of it is kept.
+    pub fn keep_promises(&self) -> bool {
+        let mut all_kept = true;
         let promise = |entry: &Entry| match &entry.built {
             Ok(Some(volume)) => {
                 Some(Promise::from(&volume.limits())).filter(|p| entry.record.promise.as_ref() != Some(p))
@@ -333,13 +335,18 @@ impl Registry {
             let Some(new) = promise(&entry) else { continue };
             let record = Record { promise: Some(new), ..entry.record.clone() };
             if let Err(error) = self.store.put(&entry.name, &record) {
-                tracing::error!(object = entry.name, "its new size cannot be kept: {error}");
+                tracing::error!(
+                    object = entry.name,
+                    "its new size cannot be kept, and hosts are not told: {error}"
+                );
+                all_kept = false;
                 continue;
             }
             let (name, object) = (entry.name.clone(), entry.object.clone());
             let changed = Entry { name, object, uuid: entry.uuid, record, built: entry.built.clone() };
             self.write().insert(Arc::new(changed));
         }
+        all_kept
     }
 
     /// Lets the store fail.

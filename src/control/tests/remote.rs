@@ -56,7 +56,11 @@ async fn a_remote_namespace_that_grew_is_as_large_after_a_restart() {
     let house = house.restart(&[]);
     assert_eq!(told(&house), 100);
     house.plane.grown.store(28, std::sync::atomic::Ordering::SeqCst);
-    (house.plane.keep.lock().unwrap().as_ref().unwrap())();
+    let keep = || (house.plane.keep.lock().unwrap().as_ref().unwrap())();
+    house.control.0.fail_store(true);
+    assert!(!keep(), "nobody is told of what is not kept");
+    house.control.0.fail_store(false);
+    assert!(keep());
     let house = house.restart(&[]);
     assert_eq!(told(&house), 128);
 }
