@@ -17,8 +17,9 @@ pub struct Config {
     pub cpus: Vec<Option<usize>>,
     /// How long a shard looks for work before it sleeps.
     pub spin: Duration,
-    /// The longest that a sleeping shard goes without looking at pollers that no event announces; four times as long
-    /// when they have had nothing for some seconds.
+    /// The longest that a sleeping shard goes without looking at pollers that no event announces. When they have had
+    /// nothing for a second or more it goes longer, up to [`LONGEST`] times as long, where looks cost more of a core than
+    /// idleness may.
     pub look: Duration,
 }
 
@@ -27,6 +28,13 @@ impl Default for Config {
         Config { cpus: vec![None], spin: Duration::from_micros(50), look: Duration::from_millis(2) }
     }
 }
+
+/// The share of a core that looking may cost a shard whose pollers have been quiet for long: one in so many.
+const SHARE: u64 = 300;
+/// Of a shard's ordinary interval, what it may grow to for that.
+const LONGEST: u64 = 16;
+/// Looks, one right after the other, whose cost is measured together.
+const MEASURED: u64 = 16;
 
 /// Time a shard spent at work and asleep, in nanoseconds.
 #[derive(Debug, Default)]
@@ -134,7 +142,8 @@ fn make(id: usize, cpu: Option<usize>, zero: Instant, entries: u32) -> io::Resul
 
 /// The life of a shard's thread.
 fn work(shard: &Shard, config: &Config, usage: &Usage) {
-    let (spin, look) = (config.spin.as_nanos() as u64, config.look.as_nanos() as u64);
+    let spin = config.spin.as_nanos() as u64;
+    let mut looks = Looks { spin, look: config.look.as_nanos() as u64, cost: 0 };
     shard.0.ring.watch(shard.0.inbox.event());
     shard.enter(|| {
         let mut idle_since = shard.now();
@@ -151,8 +160,7 @@ fn work(shard: &Shard, config: &Config, usage: &Usage) {
                 std::hint::spin_loop();
                 continue;
             }
-            let polled = shard.0.polled.get();
-            sleep(shard, |now| interval(now - idle_since, now - polled, spin, look));
+            sleep(shard, &mut looks, idle_since);
             let looked = shard.now();
             account(usage, 0, looked - now);
             if looked - now < 1000 {
@@ -164,14 +172,37 @@ fn work(shard: &Shard, config: &Config, usage: &Usage) {
     });
 }
 
-/// How long a shard sleeps before it looks at its pollers again, in nanoseconds as all the rest: it has been `idle` for
-/// so long, and its pollers have been `quiet`. Soon after work it looks often, and a few dozen looks later every `look`;
-/// each costs some 10 to 20 µs, so that after seconds without a doorbell it takes four times as long, whatever else
-/// happens on the shard.
-fn interval(idle: u64, quiet: u64, spin: u64, look: u64) -> u64 {
-    let soon = (idle / 4).max(spin).min(look);
-    let late = (quiet / 512).min(look.saturating_mul(4));
-    soon.max(late)
+/// When a sleeping shard looks at its pollers. All in nanoseconds.
+struct Looks {
+    spin: u64,
+    look: u64,
+    /// What a look costs, with the sleep before it, in time of a CPU; zero before that was measured. It is a few
+    /// microseconds on a machine of its own and ten times that on some virtual ones.
+    cost: u64,
+}
+
+impl Looks {
+    /// How long a shard sleeps before it looks again: it has been `idle` for so long, and its pollers have been `quiet`.
+    /// Soon after work it looks often, and a few dozen looks later every `look`; after a second without a doorbell as
+    /// seldom as the share of a core that idleness may cost wants it, whatever else happens on the shard.
+    fn interval(&self, idle: u64, quiet: u64) -> u64 {
+        let soon = (idle / 4).max(self.spin).min(self.look);
+        let affordable = self.cost.saturating_mul(SHARE).min(self.look.saturating_mul(LONGEST));
+        soon.max((quiet / 256).min(affordable))
+    }
+
+    /// So many looks took so much CPU time.
+    fn measured(&mut self, looks: u64, cpu: u64) {
+        let cost = cpu / looks.max(1);
+        // One that took long, by chance, is not to say for how long the next dozens are put off.
+        self.cost = if self.cost == 0 { cost } else { (self.cost * 3 + cost) / 4 };
+    }
+}
+
+/// CPU time of this thread, in nanoseconds.
+fn cpu_time() -> u64 {
+    let time = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID.now().map(Duration::from);
+    time.map_or(0, |time| time.as_nanos() as u64)
 }
 
 fn account(usage: &Usage, busy: u64, total: u64) {
@@ -180,14 +211,15 @@ fn account(usage: &Usage, busy: u64, total: u64) {
     add(&usage.total, total);
 }
 
-/// Waits in the ring until an event, a timer, or a poller that no event announces has work; `look` says at what time of
-/// the clock how long to wait before looking. A look that finds nothing is no turn: what a turn touches has left the
-/// caches by then, and costs more than the wake-up.
-fn sleep(shard: &Shard, look: impl Fn(u64) -> u64) {
+/// Waits in the ring until an event, a timer, or a poller that no event announces has work. A look that finds nothing is
+/// no turn: what a turn touches has left the caches by then, and costs more than the wake-up.
+fn sleep(shard: &Shard, looks: &mut Looks, idle_since: u64) {
     let inner = &shard.0;
     inner.inbox.arm();
     let mut idle = !shard.has_work();
     let timer = inner.timers.first();
+    let polled = inner.polled.get();
+    let (mut looked, mut cpu) = (0, 0);
     while idle {
         let wake = inner.pollers.sleep();
         if wake == Wake::Busy || shard.has_local_work() {
@@ -195,10 +227,18 @@ fn sleep(shard: &Shard, look: impl Fn(u64) -> u64) {
         }
         let now = inner.clock.read();
         let due = timer.map(|at| at.saturating_sub(now));
-        let look = (wake == Wake::Look).then(|| look(now));
+        let look = (wake == Wake::Look).then(|| looks.interval(now - idle_since, now - polled));
         let wait = due.into_iter().chain(look).min();
         inner.ring.wait(wait.map(Duration::from_nanos));
         idle = look.is_some() && look == wait && look != due && !inner.ring.has_completions();
+        if idle && looked % MEASURED == 0 {
+            let now = cpu_time();
+            if looked > 0 {
+                looks.measured(MEASURED, now.saturating_sub(cpu));
+            }
+            cpu = now;
+        }
+        looked += 1;
     }
     inner.inbox.disarm();
     shard.tick();
@@ -208,23 +248,37 @@ fn sleep(shard: &Shard, look: impl Fn(u64) -> u64) {
 mod tests {
     use super::*;
 
+    const US: u64 = 1000;
+    const MS: u64 = 1000 * US;
+
     #[test]
-    fn looks_grow_rare_with_idleness_and_rarer_with_quiet() {
-        const US: u64 = 1000;
-        const MS: u64 = 1000 * US;
-        let look = |idle, quiet| interval(idle, quiet, 50 * US, 2 * MS);
-        assert_eq!([0, 400 * US, MS, 60 * MS].map(|t| look(t, t)), [50 * US, 100 * US, 250 * US, 2 * MS]);
+    fn looks_grow_rare_with_idleness() {
+        let looks = Looks { spin: 50 * US, look: 2 * MS, cost: 4 * US };
+        let times = [0, 400 * US, MS, 60 * MS, 100_000 * MS];
+        let want = [50 * US, 100 * US, 250 * US, 2 * MS, 2 * MS];
+        assert_eq!(times.map(|t| looks.interval(t, t)), want);
+    }
+
+    #[test]
+    fn looks_that_cost_much_grow_rarer_with_quiet() {
+        let mut looks = Looks { spin: 50 * US, look: 2 * MS, cost: 0 };
+        assert_eq!(looks.interval(9000 * MS, 9000 * MS), 2 * MS, "nothing is known yet");
+        looks.measured(16, 16 * 40 * US);
         assert_eq!(
-            look(100 * US, 900 * MS),
-            900 * MS / 512,
-            "other work on the shard brings the looks no nearer"
+            looks.interval(100 * US, 900 * MS),
+            900 * MS / 256,
+            "other work brings the looks no nearer"
         );
-        assert_eq!([2048, 4096, 100_000].map(|ms| look(100 * US, ms * MS)), [4 * MS, 8 * MS, 8 * MS]);
-        // The first two seconds cost little more than the interval's share.
-        let (mut now, mut looks) = (50 * US, 0);
+        assert_eq!(looks.interval(9000 * MS, 9000 * MS), 12 * MS, "a three hundredth of a core");
+        looks.measured(16, 16 * 80 * US);
+        assert_eq!(looks.cost, 50 * US);
+        looks.measured(16, 16 * 4000 * US);
+        assert_eq!(looks.interval(9000 * MS, 9000 * MS), 32 * MS, "never more rarely");
+        // The first seconds cost little more than the interval's share.
+        let (mut now, mut count) = (50 * US, 0);
         while now < 2000 * MS {
-            (now, looks) = (now + look(now, now), looks + 1);
+            (now, count) = (now + looks.interval(now, now), count + 1);
         }
-        assert!(looks < 1100, "{looks}");
+        assert!(count < 800, "{count}");
     }
 }
