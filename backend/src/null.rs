@@ -1,4 +1,7 @@
-//! A volume without blocks: reads give zeroes, writes vanish. What is measured over it is the layers above.
+//! A volume without blocks: writes vanish, and reads give nothing. What is measured over it is the layers above.
+//!
+//! As with SPDK's null bdev and Linux' null_blk, a read leaves the memory of a guest as it was: it is the guest's own.
+//! Any other memory is zeroed, since what it held may have been somebody else's.
 
 use std::io;
 use std::rc::Rc;
@@ -20,7 +23,10 @@ impl NullVolume {
     /// `InvalidInput`: a block size that is no power of two from 512 to 65536, no blocks, or too many.
     pub fn new(block_size: u32, blocks: u64) -> io::Result<Arc<Self>> {
         crate::bytes_of(block_size, blocks)?;
-        Ok(Arc::new(NullVolume { limits: Limits::full(block_size, blocks), stats: VolumeStats::default() }))
+        let mut limits = Limits::full(block_size, blocks);
+        limits.unmapped_reads_zero = false;
+        let limits = limits.because("unmapped_reads_zero", "null", "it keeps nothing, zeroes neither");
+        Ok(Arc::new(NullVolume { limits, stats: VolumeStats::default() }))
     }
 }
 
@@ -45,7 +51,9 @@ impl Channel for Nothing {
         let sgl = io.sgl();
         let result = match io.op() {
             Op::Read => {
-                sgl.zero(0, sgl.len());
+                if !sgl.is_guests() {
+                    sgl.zero(0, sgl.len());
+                }
                 Ok(())
             }
             Op::Compare => {
@@ -60,4 +68,36 @@ impl Channel for Nothing {
 
     /// Nothing ever waits here.
     fn revoke(&self, _scope: Scope) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::mem::{Access, GuestMemory, Mapping, Region, Sgl};
+    use engine::testing::{Collector, bytes, filled};
+    use engine::{ChannelRef, Sim};
+
+    use super::*;
+
+    #[test]
+    fn a_read_gives_nothing_to_a_guest_and_nothing_of_others_to_anybody() {
+        let region = Region::new(0, 4096, true, true, Some(Mapping::anonymous(4096).unwrap())).unwrap();
+        let mut guests = Sgl::empty();
+        let memory = GuestMemory::default().with(region).unwrap();
+        guests.push_guest(&memory, 0, 4096, Access::Write).unwrap();
+        guests.copy_in(0, &[7; 4096]);
+        let pools = filled(4096, 7);
+
+        let volume: Arc<dyn Volume> = NullVolume::new(4096, 8).unwrap();
+        let sim = Sim::new(1).unwrap();
+        let channel = sim.on(0, |shard| ChannelRef::open(&volume, shard));
+        let c = Collector::new();
+        for (tag, sgl) in [(1, &guests), (2, &pools)] {
+            sim.on(0, |_| c.submit(&channel, tag, Op::Read, 0, 1, sgl.clone()));
+        }
+        assert!(sim.run_until(|| c.count() == 2));
+        assert!(c.results().iter().all(|(_, result)| result.is_ok()));
+        assert_eq!(bytes(&guests), [7; 4096], "its own memory stays as it was");
+        assert_eq!(bytes(&pools), [0; 4096]);
+        assert!(!volume.limits().unmapped_reads_zero);
+    }
 }

@@ -345,6 +345,11 @@ impl Sgl {
         self.regions().iter().any(|r| r.id() == id)
     }
 
+    /// Whether all of the memory is a guest's own.
+    pub fn is_guests(&self) -> bool {
+        !self.regions().is_empty()
+    }
+
     /// The guest regions that the memory belongs to.
     pub(crate) fn regions(&self) -> &[Arc<Region>] {
         match &self.owner {
