@@ -200,6 +200,10 @@ pub struct Bench {
     /// Ask for data digests.
     #[arg(long)]
     pub ddgst: bool,
+    /// Keep to SQ flow control over NVMe/TCP, as Linux does unless told otherwise: then a response capsule follows the data
+    /// of every read.
+    #[arg(long)]
+    pub flow_control: bool,
     /// Namespaces: the first disk that a job file names is the first of them, and so on.
     #[arg(long, default_value = "1", value_delimiter = ',', value_name = "NSID")]
     pub nsid: Vec<u32>,

@@ -119,6 +119,7 @@ pub fn connect(
         queues,
         depth,
         kato: 0,
+        flow_control: true,
     };
     let mut controller = tcp::Controller::connect(addr, options)?;
     let mut all: Vec<Box<dyn Queue>> = Vec::new();

@@ -70,6 +70,7 @@ impl House {
             queues: 1,
             depth: 2,
             kato: 0,
+            flow_control: true,
         };
         let mut controller = tcp::Controller::connect(self.addr, options).unwrap();
         let queue = controller.io_queue(1).unwrap();

@@ -77,6 +77,7 @@ fn over_tcp(addr: SocketAddr, nqn: &str, block_size: u32, digests: bool) {
         queues: 2,
         depth: DEPTH,
         kato: 0,
+        flow_control: true,
     };
     let mut controller = tcp::Controller::connect(addr, options).unwrap();
     assert_eq!(controller.namespaces().unwrap(), [1]);

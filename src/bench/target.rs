@@ -55,6 +55,7 @@ impl Target {
             queues: count,
             depth,
             kato: 0,
+            flow_control: args.flow_control,
         };
         for _ in 0..args.controllers {
             let mut controller = tcp::Controller::connect(addr, options.clone())

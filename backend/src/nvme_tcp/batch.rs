@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use engine::mem::{Buf, Sgl};
-use nvme_proto::tcp::{CapsuleCmd, CommonHdr, DataHdr, PduType, flags};
+use nvme_proto::tcp::{self, CapsuleCmd, CommonHdr, DataHdr, PduType, flags};
 use nvme_proto::zerocopy::IntoBytes;
 
 use super::queue::{Item, Queue};
@@ -129,7 +129,7 @@ impl Batch {
         self.heads(header);
         let mut len = header.len();
         if agreed.header_digest {
-            self.heads(&crc32c::crc32c(header).to_le_bytes());
+            self.heads(&tcp::digest(header).to_le_bytes());
             len += 4;
         }
         self.heads(&[0; 128][..pdo.saturating_sub(len)]);
@@ -151,7 +151,7 @@ impl Batch {
         if let Some(bytes) = staged.get_mut() {
             let bytes = &mut bytes[..data.len()];
             data.copy_out(0, bytes);
-            crc = crc32c::crc32c(bytes);
+            crc = tcp::digest(bytes);
         }
         self.parts.push(Part::Data { sgl: staged.sgl(0, data.len()), lent_by: None });
         self.heads(&crc.to_le_bytes());

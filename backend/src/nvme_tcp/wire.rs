@@ -7,8 +7,8 @@
 use engine::mem::Sgl;
 use nvme_proto::Cqe;
 use nvme_proto::tcp::{
-    CapsuleResp, CommonHdr, DIGEST_LEN, DataHdr, Fes, IcReq, IcResp, MAXH2CDATA_MIN, PDA_MAX_Z, PFV, PduType,
-    R2t, TERM_REQ_MAX, TermReq, dgst, flags,
+    self, CapsuleResp, CommonHdr, DIGEST_LEN, DataHdr, Fes, IcReq, IcResp, MAXH2CDATA_MIN, PDA_MAX_Z, PFV,
+    PduType, R2t, TERM_REQ_MAX, TermReq, dgst, flags,
 };
 use nvme_proto::zerocopy::{FromBytes, FromZeros};
 
@@ -250,7 +250,7 @@ impl Framer {
     pub fn received(&mut self, to: &Sgl, at: usize, n: usize) {
         if let State::Payload(left) = self.state {
             if self.agreed.data_digest {
-                to.each_copy(at, n, |bytes| self.crc = crc32c::crc32c_append(self.crc, bytes));
+                to.each_copy(at, n, |bytes| self.crc = tcp::digest_append(self.crc, bytes));
             }
             self.state = State::Payload(left.saturating_sub(n));
         }
@@ -258,7 +258,7 @@ impl Framer {
 
     fn checksum(&mut self, bytes: &[u8]) {
         if self.agreed.data_digest {
-            self.crc = crc32c::crc32c_append(self.crc, bytes);
+            self.crc = tcp::digest_append(self.crc, bytes);
         }
     }
 
@@ -325,7 +325,7 @@ impl Framer {
         let ch = self.common();
         let (header, digest) = self.head.split_at(HEADER);
         if self.agreed.header_digest && ch.pdu_type != PduType::C2hTermReq {
-            let crc = crc32c::crc32c(header);
+            let crc = tcp::digest(header);
             if digest != crc.to_le_bytes() {
                 return Err(Violation::new(Fes::HeaderDigestError, crc, "the header digest"));
             }

@@ -2,7 +2,7 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 
-use nvme_proto::tcp::{CommonHdr, DIGEST_LEN, Fes, PDA_MAX_Z, PduType, TERM_REQ_MAX, flags};
+use nvme_proto::tcp::{self, CommonHdr, DIGEST_LEN, Fes, PDA_MAX_Z, PduType, TERM_REQ_MAX, flags};
 use nvme_proto::zerocopy::FromBytes;
 
 use super::reject::Reason;
@@ -231,7 +231,7 @@ impl Framer {
             return Ok(());
         };
         let received = u32::from_le_bytes(digest.try_into().unwrap_or_default());
-        if crc32c::crc32c(header) == received {
+        if tcp::digest(header) == received {
             return Ok(());
         }
         Err(Fatal::new(Fes::HeaderDigestError, received, Reason::HeaderDigest))

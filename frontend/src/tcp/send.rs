@@ -1,7 +1,7 @@
 //! What a connection has to say: PDUs gathered over a turn, and one send for all of them.
 
 use engine::mem::{Buf, Sgl};
-use nvme_proto::tcp::{CommonHdr, DIGEST_LEN, PduType, flags};
+use nvme_proto::tcp::{self, CommonHdr, DIGEST_LEN, PduType, flags};
 use nvme_proto::zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::budget::Lease;
@@ -96,7 +96,7 @@ impl Sender {
         }
         raw[..hlen].copy_from_slice(header.as_bytes());
         if agreed.hdgst {
-            let digest = crc32c::crc32c(&raw[..hlen]);
+            let digest = tcp::digest(&raw[..hlen]);
             raw[hlen..hlen + DIGEST_LEN].copy_from_slice(&digest.to_le_bytes());
         }
         self.lay(&raw[..head]);
@@ -181,9 +181,9 @@ pub(super) fn common(pdu_type: PduType, flags: u8) -> CommonHdr {
 /// The data digest of a list: over its bytes where nobody else holds them, else over a copy.
 pub(super) fn digest(sgl: &mut Sgl) -> u32 {
     if let Some(bytes) = sgl.bytes_mut() {
-        return crc32c::crc32c(bytes);
+        return tcp::digest(bytes);
     }
     let mut crc = 0;
-    sgl.each_copy(0, sgl.len(), |bytes| crc = crc32c::crc32c_append(crc, bytes));
+    sgl.each_copy(0, sgl.len(), |bytes| crc = tcp::digest_append(crc, bytes));
     crc
 }

@@ -17,6 +17,8 @@ use crate::{Error, Result};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Received bytes that are looked at together.
 const CHUNK: usize = 256 << 10;
+/// Bytes of a data PDU from which on dropping them in the kernel is worth the system calls that it takes.
+const LEAN: usize = 16 << 10;
 /// PDUs that are received one after the other before what they ask for is sent.
 const BATCH: usize = 32;
 
@@ -52,8 +54,8 @@ pub struct Connection {
     discard: bool,
     /// Bytes of a data PDU that are still to be thrown away.
     skip: usize,
-    /// The last PDU brought data, and so will the next: its header alone is received.
-    lean: bool,
+    /// So many PDUs are received by their headers alone: data is to be expected, since the last but one brought some.
+    lean: u8,
     /// What a receive that throws away may not touch, for its length.
     nothing: Vec<u8>,
 }
@@ -83,7 +85,7 @@ impl Connection {
             maxh2cdata: 0,
             discard: false,
             skip: 0,
-            lean: false,
+            lean: 0,
             nothing: Vec::new(),
         };
         let want =
@@ -160,7 +162,7 @@ impl Connection {
         }
         // With data to come after it a header is received alone: 24 bytes, and its digest.
         let header = if self.digests.header { 28 } else { 24 };
-        let end = if self.lean { (self.have / header + 1) * header } else { self.input.len() };
+        let end = if self.lean > 0 { (self.have / header + 1) * header } else { self.input.len() };
         match self.stream.read(&mut self.input[self.have..end]) {
             Ok(0) => Err(Error::Protocol("the target closed the connection".into())),
             Ok(n) => {
@@ -241,7 +243,7 @@ impl Connection {
                 at += used;
             }
             self.consume(at);
-            if !self.lean || !arrived {
+            if self.lean == 0 || !arrived {
                 break;
             }
             arrived = self.receive()?;
@@ -273,7 +275,7 @@ impl Connection {
         if self.discard && ch.pdu_type == PduType::C2hData {
             return self.discarded(at, &ch, buffer, events);
         }
-        self.lean = false;
+        self.lean = self.lean.saturating_sub(1);
         let Some(pdu) = bytes.get(..plen) else { return Ok(None) };
         if digest_len > 0 && pdu[hlen..hlen + 4] != digest(&[&pdu[..hlen]]) {
             return Err(Error::Protocol("a wrong header digest from the target".into()));
@@ -334,7 +336,10 @@ impl Connection {
             return Err(malformed("C2HData beyond its command"));
         }
         self.skip = plen.saturating_sub(have);
-        self.lean = true;
+        if plen >= LEAN {
+            // Its response may come before the next data.
+            self.lean = 2;
+        }
         if ch.flags & flags::SUCCESS != 0 && ch.flags & flags::LAST_PDU != 0 {
             events.push(Event::Response(Cqe { cid: data.cccid, ..Cqe::default() }));
         }

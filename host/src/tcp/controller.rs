@@ -38,6 +38,8 @@ pub struct Options {
     pub depth: u16,
     /// Keep-alive timeout in milliseconds; 0 for none.
     pub kato: u32,
+    /// SQ flow control on I/O queues. Without it a controller may spare the response capsule of a read (SUCCESS).
+    pub flow_control: bool,
 }
 
 /// A controller over NVMe/TCP, enabled.
@@ -214,7 +216,8 @@ fn connect_queue(c: &mut Connection, options: &Options, qid: u16, cntlid: u16, e
         reserved768: [0; 256],
     };
     let kato = if qid == 0 { options.kato } else { 0 };
-    let connect = Connect { recfmt: 0, qid, sqsize_z: entries - 1, cattr: Cattr::new(), kato };
+    let cattr = Cattr::new().with_disable_sqfc(qid != 0 && !options.flow_control);
+    let connect = Connect { recfmt: 0, qid, sqsize_z: entries - 1, cattr, kato };
     let mut sqe = connect.to_sqe(0);
     let bytes = data.as_bytes();
     sqe.set_sgl(SglDescriptor::in_capsule(bytes.len() as u32));
