@@ -40,7 +40,8 @@ pub fn digest(bytes: &[u8]) -> u32 {
 pub fn digest_append(of: u32, bytes: &[u8]) -> u32 {
     let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(!of));
     digest.update(bytes);
-    digest.finalize() as u32
+    let [a, b, c, d, ..] = digest.finalize().to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
 }
 
 /// Bits of the common header's FLAGS.
