@@ -18,7 +18,7 @@ use crate::mem::Sgl;
 pub type Fd = Arc<OwnedFd>;
 
 /// What the kernel takes at once, in iovecs.
-const MAX_IOVECS: usize = 1024;
+pub(super) const MAX_IOVECS: usize = 1024;
 
 /// What a shard asks of the kernel.
 #[derive(Debug)]
@@ -126,6 +126,18 @@ impl Completion {
     }
 }
 
+/// The runs of lists, one after the other, from byte `skip` of them all on: as many as the kernel takes.
+pub(super) fn gather(sgls: &[Sgl], mut skip: usize, to: &mut Vec<libc::iovec>) {
+    for sgl in sgls {
+        if skip >= sgl.len() {
+            skip -= sgl.len();
+            continue;
+        }
+        sgl.iovecs(skip, MAX_IOVECS, to);
+        skip = 0;
+    }
+}
+
 /// An operation in flight and everything that it points to. Boxed by the ring: it does not move while the kernel
 /// looks at it.
 pub(super) struct Slot {
@@ -166,17 +178,7 @@ impl Slot {
             ) => {
                 sgl.iovecs(*skip, MAX_IOVECS, &mut self.iovecs);
             }
-            Some(RingOp::Send { sgls, skip, .. }) => {
-                let mut skip = *skip;
-                for sgl in sgls {
-                    if skip >= sgl.len() {
-                        skip -= sgl.len();
-                        continue;
-                    }
-                    sgl.iovecs(skip, MAX_IOVECS, &mut self.iovecs);
-                    skip = 0;
-                }
-            }
+            Some(RingOp::Send { sgls, skip, .. }) => gather(sgls, *skip, &mut self.iovecs),
             Some(RingOp::Connect { addr, .. }) => self.addr = Some((*addr).into()),
             _ => {}
         }

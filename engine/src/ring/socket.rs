@@ -1,9 +1,13 @@
-//! Descriptors over Unix sockets: the one kind of message that the ring's operations do not carry.
+//! Sockets without the ring: descriptors over Unix sockets, the one kind of message that the ring's operations do not carry,
+//! and lists for programs that have no ring.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+use super::op::{MAX_IOVECS, gather};
+use crate::mem::Sgl;
 
 /// Descriptors that one message may carry here; the kernel allows 253.
 pub const MAX_FDS: usize = 253;
@@ -56,6 +60,23 @@ pub fn receive_with_fds(
         return Err(io::Error::from_raw_os_error(libc::EMFILE));
     }
     Ok(got)
+}
+
+/// Sends lists in order, passing over the first `skip` bytes, without waiting. May send less than all: what a
+/// [`super::RingOp::Send`] does, for a program without a ring.
+///
+/// # Errors
+/// Those of sendmsg(2): `WouldBlock` when the socket's buffer is full.
+pub fn send_lists(socket: BorrowedFd<'_>, sgls: &[Sgl], skip: usize) -> io::Result<usize> {
+    let mut iovecs = Vec::with_capacity(sgls.len().min(MAX_IOVECS));
+    gather(sgls, skip, &mut iovecs);
+    // SAFETY: an all-zero msghdr is valid.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (iovecs.as_mut_ptr(), iovecs.len());
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the message describes memory that the lists keep alive for the length of the call, which only reads it.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
 /// Sends bytes with descriptors, without waiting. May send less than all; the descriptors go with the first byte.

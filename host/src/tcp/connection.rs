@@ -1,14 +1,17 @@
 //! One NVMe/TCP connection: PDUs in both directions, without waiting.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
-use engine::mem::Sgl;
+use engine::mem::{Buf, Sgl};
+use engine::ring::send_lists;
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
-use nvme_proto::tcp::{CapsuleResp, CommonHdr, DataHdr, IcReq, IcResp, PduType, R2t, TermReq, dgst, flags};
+use nvme_proto::tcp::{
+    self, CapsuleResp, CommonHdr, DataHdr, IcReq, IcResp, PduType, R2t, TermReq, dgst, flags,
+};
 use nvme_proto::zerocopy::{FromBytes, IntoBytes};
 use nvme_proto::{Cqe, Sqe};
 
@@ -17,6 +20,8 @@ use crate::{Error, Result};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Received bytes that are looked at together.
 const CHUNK: usize = 256 << 10;
+/// Bytes of a buffer that headers are laid in.
+const HEADS: usize = 32 << 10;
 /// Bytes of a data PDU from which on dropping them in the kernel is worth the system calls that it takes.
 const LEAN: usize = 16 << 10;
 /// PDUs that are received one after the other before what they ask for is sent.
@@ -43,8 +48,7 @@ pub(super) enum Event {
 /// A connection that has exchanged ICReq and ICResp.
 pub struct Connection {
     stream: TcpStream,
-    out: Vec<u8>,
-    sent: usize,
+    out: Outgoing,
     input: Vec<u8>,
     have: usize,
     digests: Digests,
@@ -64,6 +68,70 @@ fn digest(parts: &[&[u8]]) -> [u8; 4] {
     parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part)).to_le_bytes()
 }
 
+/// What waits to be sent: headers, and the commands' own memory for data, which its owner leaves as it is until the
+/// command has ended.
+#[derive(Default)]
+struct Outgoing {
+    lists: Vec<Sgl>,
+    /// Bytes of them that are sent.
+    sent: usize,
+    /// Where headers are laid, and the ones that are not in `lists` yet.
+    heads: Option<Buf>,
+    from: usize,
+    to: usize,
+}
+
+impl Outgoing {
+    fn bytes(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let heads = self.heads.get_or_insert_with(|| Buf::new(HEADS));
+            let n = rest.len().min(heads.capacity() - self.to);
+            heads.copy_in(self.to, &rest[..n]);
+            (self.to, rest) = (self.to + n, &rest[n..]);
+            if !rest.is_empty() {
+                self.seal();
+                (self.heads, self.from, self.to) = (None, 0, 0);
+            }
+        }
+    }
+
+    fn data(&mut self, data: Sgl) {
+        self.seal();
+        self.lists.push(data);
+    }
+
+    /// Puts the headers laid so far behind what waits.
+    fn seal(&mut self) {
+        if let Some(heads) = &self.heads
+            && self.from < self.to
+        {
+            self.lists.push(heads.sgl(self.from, self.to - self.from));
+            self.from = self.to;
+        }
+    }
+
+    /// Sends as much as the socket takes.
+    fn send(&mut self, stream: &TcpStream) -> Result<()> {
+        self.seal();
+        let total: usize = self.lists.iter().map(Sgl::len).sum();
+        while self.sent < total {
+            match send_lists(stream.as_fd(), &self.lists, self.sent) {
+                Ok(n) => self.sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("send to the target")(e)),
+            }
+        }
+        self.lists.clear();
+        self.sent = 0;
+        if self.heads.as_ref().is_some_and(Buf::is_unique) {
+            (self.from, self.to) = (0, 0);
+        }
+        Ok(())
+    }
+}
+
 impl Connection {
     /// Connects and initializes the connection.
     ///
@@ -76,8 +144,7 @@ impl Connection {
         stream.set_nonblocking(true).map_err(Error::io("make the socket non-blocking"))?;
         let mut this = Connection {
             stream,
-            out: Vec::new(),
-            sent: 0,
+            out: Outgoing::default(),
             input: vec![0; 2 * CHUNK],
             have: 0,
             digests: Digests::default(),
@@ -92,7 +159,7 @@ impl Connection {
             (u8::from(digests.header) * dgst::HDGST_ENABLE) | (u8::from(digests.data) * dgst::DDGST_ENABLE);
         let ch = CommonHdr { pdu_type: PduType::IcReq, flags: 0, hlen: 128, pdo: 0, plen: 128 };
         let request = IcReq { ch, pfv: 0, hpda_z: 0, dgst: want, maxr2t_z: 0, reserved: [0; 112] };
-        this.out.extend_from_slice(request.as_bytes());
+        this.out.bytes(request.as_bytes());
         let deadline = Instant::now() + PATIENCE;
         while this.have < 128 {
             this.transfer()?;
@@ -122,18 +189,7 @@ impl Connection {
 
     /// Sends what is queued and receives what is there. Whether anything arrived.
     fn transfer(&mut self) -> Result<bool> {
-        while self.sent < self.out.len() {
-            match self.stream.write(&self.out[self.sent..]) {
-                Ok(n) => self.sent += n,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io("send to the target")(e)),
-            }
-        }
-        if self.sent == self.out.len() {
-            self.out.clear();
-            self.sent = 0;
-        }
+        self.out.send(&self.stream)?;
         self.receive()
     }
 
@@ -184,23 +240,25 @@ impl Connection {
         flag |= if hdgst > 0 { flags::HDGSTF } else { 0 };
         flag |= if ddgst > 0 { flags::DDGSTF } else { 0 };
         let ch = CommonHdr { pdu_type, flags: flag, hlen: hlen as u8, pdo: pdo as u8, plen: plen as u32 };
-        self.out.extend_from_slice(ch.as_bytes());
-        self.out.extend_from_slice(rest);
+        self.out.bytes(ch.as_bytes());
+        self.out.bytes(rest);
         if hdgst > 0 {
-            self.out.extend_from_slice(&digest(&[ch.as_bytes(), rest]));
+            self.out.bytes(&digest(&[ch.as_bytes(), rest]));
         }
         if pdo > 0 {
-            self.out.resize(self.out.len() + pdo - hlen - hdgst, 0);
+            self.out.bytes(&[0; 128][..pdo - hlen - hdgst]);
         }
     }
 
     fn data(&mut self, data: &Sgl, at: usize, len: usize) {
-        let begin = self.out.len();
-        self.out.resize(begin + len, 0);
-        data.copy_out(at, &mut self.out[begin..]);
-        if self.digests.data && len > 0 {
-            let crc = digest(&[&self.out[begin..]]);
-            self.out.extend_from_slice(&crc);
+        if len == 0 {
+            return;
+        }
+        self.out.data(data.slice(at, len));
+        if self.digests.data {
+            let mut crc = 0;
+            data.each_copy(at, len, |bytes| crc = tcp::digest_append(crc, bytes));
+            self.out.bytes(&crc.to_le_bytes());
         }
     }
 
