@@ -16,6 +16,9 @@ const HEADS: usize = 16 << 10;
 const LARGEST_HEAD: usize = 72 + 4 + 128 + 4;
 /// Bytes of data after which a batch is full: more than a socket takes at once.
 const FULL: usize = 1 << 20;
+/// PDUs after which a batch is full: the rest waits as commands, and not as data that has left the caches before it is
+/// received here, or at a target on this machine.
+const PDUS: usize = 32;
 /// Runs after which a batch is full.
 const MAX_RUNS: usize = 512;
 
@@ -71,7 +74,10 @@ impl Batch {
         if !self.heads.is_unique() {
             self.heads = Buf::new(HEADS);
         }
-        while self.used + LARGEST_HEAD <= HEADS && self.bytes < FULL && self.parts.len() < MAX_RUNS {
+        for _ in 0..PDUS {
+            if self.used + LARGEST_HEAD > HEADS || self.bytes >= FULL || self.parts.len() >= MAX_RUNS {
+                break;
+            }
             let Some(item) = queue.outbox.pop_front() else { break };
             match item {
                 Item::Capsule(cid) => self.capsule(queue, cid),

@@ -14,7 +14,7 @@ mod target;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -71,6 +71,8 @@ impl Options {
     }
 }
 
+/// How often a target that does not take its first writes is asked again, ten times a second.
+const SETTLING: u32 = 50;
 /// Runs that may be repeated because others took the target's processor, so many times.
 const TRIALS: usize = 4;
 /// The share of it from which they did.
@@ -179,8 +181,17 @@ fn start(
                 let Some(reach) = target.reach(way) else { continue };
                 let fill =
                     ["--job", "fio-jobs/precondition.fio", "--nsid", &nsid.to_string()].map(String::from);
-                bench(program, root, options, &target, &[&reach[..], &fill].concat())
-                    .with_context(|| format!("{}, fill {}", target.name, way.name()))?;
+                let fill = [&reach[..], &fill].concat();
+                let mut filled = bench(program, root, options, &target, &fill);
+                // What stands on a remote comes a moment after its controller does.
+                for _ in 0..SETTLING {
+                    if filled.is_ok() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                    filled = bench(program, root, options, &target, &fill);
+                }
+                filled.with_context(|| format!("{}, fill {}", target.name, way.name()))?;
             }
         }
         target.pause(true)?;
