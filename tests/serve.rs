@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -145,6 +146,35 @@ fn it_ends_in_order_under_load() {
     for host in &mut hosts {
         assert!(!host.wait().unwrap().success(), "a host notices that its controller is gone");
     }
+}
+
+/// Who starts it by nohup(1) and leaves has not asked it to end.
+#[test]
+fn a_hang_up_that_is_ignored_ends_nothing() {
+    let mut server = Server::start(&[]);
+    assert!(server.terminate().success());
+    let (inner, grpc) = (server.command(), server.grpc());
+    let mut command = Command::new("nohup");
+    command.arg(inner.get_program()).args(inner.get_args()).arg("serve");
+    command.arg("--grpc-addr").arg(grpc.to_string());
+    for (flag, name) in [("--ctrlr-dir", "ctrlr"), ("--state-dir", "state"), ("--aio-dir", "aio")] {
+        command.arg(flag).arg(server.path(name));
+    }
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let signal = |name: &str| {
+        let sent = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    };
+    let answers = || TcpStream::connect(grpc).is_ok();
+    while !answers() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal("HUP");
+    // It would have closed its socket within a few milliseconds.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(answers());
+    signal("TERM");
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,39 +13,45 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// The whole of an orderly end takes no longer.
 pub(super) const BOUND: Duration = Duration::from_secs(25);
 
-/// SIGTERM, SIGINT and SIGHUP.
-pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-}
+/// SIGTERM, and SIGINT and SIGHUP unless whoever started the process has it ignore them, as nohup(1) does.
+pub(super) struct Signals(Vec<(&'static str, Signal)>);
 
 impl Signals {
     /// Takes the signals: from now on the second one ends the process at once.
     pub(super) fn take(runtime: &Runtime) -> anyhow::Result<Self> {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let seen = Arc::new(AtomicBool::new(false));
-        for number in [SIGTERM, SIGINT, SIGHUP] {
-            // In this order: the first signal finds the flag still down.
-            signal_hook::flag::register_conditional_shutdown(number, 1, seen.clone())
-                .context("take signals")?;
-            signal_hook::flag::register(number, seen.clone()).context("take signals")?;
-        }
         let _inside = runtime.enter();
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate()).context("take SIGTERM")?,
-            interrupt: signal(SignalKind::interrupt()).context("take SIGINT")?,
-            hang_up: signal(SignalKind::hangup()).context("take SIGHUP")?,
-        })
+        let mut taken = Vec::new();
+        for (number, name) in [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT"), (SIGHUP, "SIGHUP")] {
+            if number != SIGTERM && is_ignored(&status, number) {
+                continue;
+            }
+            let what = || format!("take {name}");
+            // In this order: the first signal finds the flag still down.
+            signal_hook::flag::register_conditional_shutdown(number, 1, seen.clone()).with_context(what)?;
+            signal_hook::flag::register(number, seen.clone()).with_context(what)?;
+            taken.push((name, signal(SignalKind::from_raw(number)).with_context(what)?));
+        }
+        Ok(Signals(taken))
     }
 
     /// Waits for the first.
     pub(super) async fn first(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => tracing::info!("SIGTERM: ending"),
-            _ = self.interrupt.recv() => tracing::info!("SIGINT: ending"),
-            _ = self.hang_up.recv() => tracing::info!("SIGHUP: ending"),
-        }
+        let name = std::future::poll_fn(|cx| {
+            let come =
+                self.0.iter_mut().find_map(|(name, signal)| signal.poll_recv(cx).is_ready().then_some(*name));
+            come.map_or(Poll::Pending, Poll::Ready)
+        });
+        tracing::info!("{}: ending", name.await);
     }
+}
+
+/// Whether a process whose proc_pid_status(5) this is ignores the signal.
+fn is_ignored(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 != 0
 }
 
 /// Ends the process in a while, if it has not ended by then.
@@ -56,5 +63,17 @@ pub(super) fn bound() {
     };
     if let Err(error) = std::thread::Builder::new().name("bound".into()).spawn(limit) {
         tracing::warn!(%error, "the end is not bounded in time");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_ignored_is_read_from_its_mask() {
+        let status = "Name:\tisthmus\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000004002\n";
+        assert!(is_ignored(status, SIGHUP));
+        assert!(!is_ignored(status, SIGINT) && !is_ignored(status, SIGTERM) && !is_ignored("", SIGHUP));
     }
 }

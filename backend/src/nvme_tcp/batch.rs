@@ -74,11 +74,14 @@ impl Batch {
         if !self.heads.is_unique() {
             self.heads = Buf::new(HEADS);
         }
-        for _ in 0..PDUS {
-            if self.used + LARGEST_HEAD > HEADS || self.bytes >= FULL || self.parts.len() >= MAX_RUNS {
-                break;
-            }
+        let mut pdus = 0;
+        while pdus < PDUS
+            && self.used + LARGEST_HEAD <= HEADS
+            && self.bytes < FULL
+            && self.parts.len() < MAX_RUNS
+        {
             let Some(item) = queue.outbox.pop_front() else { break };
+            let before = self.used;
             match item {
                 Item::Capsule(cid) => self.capsule(queue, cid),
                 Item::Data { cid, ttag, offset, left } => {
@@ -87,6 +90,8 @@ impl Batch {
                     }
                 }
             }
+            // What was taken back meanwhile is none: an empty batch means that nothing waits.
+            pdus += usize::from(self.used > before);
         }
         for part in self.parts.drain(..) {
             let (sgl, lent_by) = match part {

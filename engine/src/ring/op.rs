@@ -133,6 +133,9 @@ pub(super) fn gather(sgls: &[Sgl], mut skip: usize, to: &mut Vec<libc::iovec>) {
             skip -= sgl.len();
             continue;
         }
+        if to.len() == MAX_IOVECS {
+            break;
+        }
         sgl.iovecs(skip, MAX_IOVECS, to);
         skip = 0;
     }

@@ -18,7 +18,7 @@ pub struct Config {
     /// How long a shard looks for work before it sleeps.
     pub spin: Duration,
     /// The longest that a sleeping shard goes without looking at pollers that no event announces. When they have had
-    /// nothing for a second or more it goes longer, up to [`LONGEST`] times as long, where looks cost more of a core than
+    /// nothing for half a second or more it goes longer, up to [`LONGEST`] times as long, where looks cost more of a core than
     /// idleness may.
     pub look: Duration,
 }
@@ -33,7 +33,7 @@ impl Default for Config {
 const SHARE: u64 = 300;
 /// Of a shard's ordinary interval, what it may grow to for that.
 const LONGEST: u64 = 16;
-/// Looks, one right after the other, whose cost is measured together.
+/// Looks whose cost is measured together.
 const MEASURED: u64 = 16;
 
 /// Time a shard spent at work and asleep, in nanoseconds.
@@ -143,7 +143,7 @@ fn make(id: usize, cpu: Option<usize>, zero: Instant, entries: u32) -> io::Resul
 /// The life of a shard's thread.
 fn work(shard: &Shard, config: &Config, usage: &Usage) {
     let spin = config.spin.as_nanos() as u64;
-    let mut looks = Looks { spin, look: config.look.as_nanos() as u64, cost: 0 };
+    let mut looks = Looks { spin, look: config.look.as_nanos() as u64, cost: 0, looked: 0, cpu: 0 };
     shard.0.ring.watch(shard.0.inbox.event());
     shard.enter(|| {
         let mut idle_since = shard.now();
@@ -179,11 +179,14 @@ struct Looks {
     /// What a look costs, with the sleep before it, in time of a CPU; zero before that was measured. It is a few
     /// microseconds on a machine of its own and ten times that on some virtual ones.
     cost: u64,
+    /// Looks whose cost is not in it yet, and the CPU time that they took.
+    looked: u64,
+    cpu: u64,
 }
 
 impl Looks {
     /// How long a shard sleeps before it looks again: it has been `idle` for so long, and its pollers have been `quiet`.
-    /// Soon after work it looks often, and a few dozen looks later every `look`; after a second without a doorbell as
+    /// Soon after work it looks often, and a few dozen looks later every `look`; after half a second without a doorbell as
     /// seldom as the share of a core that idleness may cost wants it, whatever else happens on the shard.
     fn interval(&self, idle: u64, quiet: u64) -> u64 {
         let soon = (idle / 4).max(self.spin).min(self.look);
@@ -191,9 +194,14 @@ impl Looks {
         soon.max((quiet / 256).min(affordable))
     }
 
-    /// So many looks took so much CPU time.
-    fn measured(&mut self, looks: u64, cpu: u64) {
-        let cost = cpu / looks.max(1);
+    /// So many looks took so much CPU time. A shard that is woken often has few in a row.
+    fn measured(&mut self, looked: u64, cpu: u64) {
+        (self.looked, self.cpu) = (self.looked + looked, self.cpu + cpu);
+        if self.looked < MEASURED {
+            return;
+        }
+        let cost = self.cpu / self.looked;
+        (self.looked, self.cpu) = (0, 0);
         // One that took long, by chance, is not to say for how long the next dozens are put off.
         self.cost = if self.cost == 0 { cost } else { (self.cost * 3 + cost) / 4 };
     }
@@ -219,7 +227,7 @@ fn sleep(shard: &Shard, looks: &mut Looks, idle_since: u64) {
     let mut idle = !shard.has_work();
     let timer = inner.timers.first();
     let polled = inner.polled.get();
-    let (mut looked, mut cpu) = (0, 0);
+    let (mut looked, mut since) = (0, None);
     while idle {
         let wake = inner.pollers.sleep();
         if wake == Wake::Busy || shard.has_local_work() {
@@ -231,14 +239,21 @@ fn sleep(shard: &Shard, looks: &mut Looks, idle_since: u64) {
         let wait = due.into_iter().chain(look).min();
         inner.ring.wait(wait.map(Duration::from_nanos));
         idle = look.is_some() && look == wait && look != due && !inner.ring.has_completions();
-        if idle && looked % MEASURED == 0 {
-            let now = cpu_time();
-            if looked > 0 {
-                looks.measured(MEASURED, now.saturating_sub(cpu));
+        if idle {
+            // From the first of them on: it is what comes after work that touches what has left the caches.
+            let at = *since.get_or_insert_with(cpu_time);
+            looked += 1;
+            if looked > MEASURED {
+                let now = cpu_time();
+                looks.measured(MEASURED, now.saturating_sub(at));
+                (looked, since) = (1, Some(now));
             }
-            cpu = now;
         }
-        looked += 1;
+    }
+    if let Some(at) = since
+        && looked > 1
+    {
+        looks.measured(looked - 1, cpu_time().saturating_sub(at));
     }
     inner.inbox.disarm();
     shard.tick();
@@ -251,9 +266,13 @@ mod tests {
     const US: u64 = 1000;
     const MS: u64 = 1000 * US;
 
+    fn looks(cost: u64) -> Looks {
+        Looks { spin: 50 * US, look: 2 * MS, cost, looked: 0, cpu: 0 }
+    }
+
     #[test]
     fn looks_grow_rare_with_idleness() {
-        let looks = Looks { spin: 50 * US, look: 2 * MS, cost: 4 * US };
+        let looks = looks(4 * US);
         let times = [0, 400 * US, MS, 60 * MS, 100_000 * MS];
         let want = [50 * US, 100 * US, 250 * US, 2 * MS, 2 * MS];
         assert_eq!(times.map(|t| looks.interval(t, t)), want);
@@ -261,9 +280,11 @@ mod tests {
 
     #[test]
     fn looks_that_cost_much_grow_rarer_with_quiet() {
-        let mut looks = Looks { spin: 50 * US, look: 2 * MS, cost: 0 };
+        let mut looks = looks(0);
         assert_eq!(looks.interval(9000 * MS, 9000 * MS), 2 * MS, "nothing is known yet");
-        looks.measured(16, 16 * 40 * US);
+        looks.measured(10, 10 * 40 * US);
+        assert_eq!(looks.cost, 0);
+        looks.measured(6, 6 * 40 * US);
         assert_eq!(
             looks.interval(100 * US, 900 * MS),
             900 * MS / 256,

@@ -111,6 +111,15 @@ impl Outgoing {
         }
     }
 
+    /// Lets go of the lists that are sent whole.
+    fn forget_sent(&mut self) {
+        let mut whole = 0;
+        while let Some(list) = self.lists.get(whole).filter(|list| list.len() <= self.sent) {
+            (self.sent, whole) = (self.sent - list.len(), whole + 1);
+        }
+        self.lists.drain(..whole);
+    }
+
     /// Sends as much as the socket takes.
     fn send(&mut self, stream: &TcpStream) -> Result<()> {
         self.seal();
@@ -118,7 +127,10 @@ impl Outgoing {
         while self.sent < total {
             match send_lists(stream.as_fd(), &self.lists, self.sent) {
                 Ok(n) => self.sent += n,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    self.forget_sent();
+                    return Ok(());
+                }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(Error::io("send to the target")(e)),
             }
@@ -407,4 +419,46 @@ impl Connection {
 
 fn malformed(what: &str) -> Error {
     Error::Protocol(format!("malformed {what} from the target"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    /// More than a socket takes, of more lists than the kernel takes at once, and more headers than a buffer holds: all of it
+    /// arrives in order, and what is sent is let go of.
+    #[test]
+    fn what_waits_is_sent_in_order() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        let (mut out, mut want) = (Outgoing::default(), Vec::new());
+        let mut full = false;
+        for i in 0..3000u32 {
+            let header: Vec<u8> = (0..72).map(|byte| (i + byte) as u8).collect();
+            let data = vec![(i * 7) as u8; 4096];
+            out.bytes(&header);
+            want.extend_from_slice(&header);
+            if i % 3 != 0 {
+                let sgl = Buf::new(data.len()).sgl(0, data.len());
+                sgl.copy_in(0, &data);
+                out.data(sgl);
+                want.extend_from_slice(&data);
+            }
+            out.send(&stream).unwrap();
+            full |= !out.lists.is_empty();
+        }
+        assert!(full, "the socket was full");
+        let mut got = vec![0; want.len()];
+        for part in got.chunks_mut(64 << 10) {
+            peer.read_exact(part).unwrap();
+            out.send(&stream).unwrap();
+        }
+        assert!(got == want);
+        assert!(out.lists.is_empty() && out.sent == 0);
+    }
 }

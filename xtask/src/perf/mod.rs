@@ -71,8 +71,8 @@ impl Options {
     }
 }
 
-/// How often a target that does not take its first writes is asked again, ten times a second.
-const SETTLING: u32 = 50;
+/// For so long a target that does not take its first writes is asked again.
+const SETTLING: Duration = Duration::from_secs(5);
 /// Runs that may be repeated because others took the target's processor, so many times.
 const TRIALS: usize = 4;
 /// The share of it from which they did.
@@ -184,10 +184,8 @@ fn start(
                 let fill = [&reach[..], &fill].concat();
                 let mut filled = bench(program, root, options, &target, &fill);
                 // What stands on a remote comes a moment after its controller does.
-                for _ in 0..SETTLING {
-                    if filled.is_ok() {
-                        break;
-                    }
+                let begin = Instant::now();
+                while filled.is_err() && begin.elapsed() < SETTLING {
                     std::thread::sleep(Duration::from_millis(100));
                     filled = bench(program, root, options, &target, &fill);
                 }

@@ -217,3 +217,21 @@ fn garbage_ends_the_connection_at_most() {
     }
     assert!(refused > 100 && taken > 100, "{refused} refused, {taken} taken");
 }
+
+/// Commands that were taken back before they were sent leave a batch no emptier than it was: an empty one is sent nowhere, and
+/// nobody asks again for what is behind them.
+#[test]
+fn commands_that_were_taken_back_fill_no_batch() {
+    let mut queue = Queue::new(agreed(false), 128, 4096);
+    let sqe = Sqe { opc: NvmOpcode::Flush.0, ..Sqe::default() };
+    let submit = |queue: &mut Queue| {
+        let place = queue.place().unwrap();
+        queue.submit(place, sqe, Way::Out, Owner::Task(Promise::new(), Sgl::empty()));
+    };
+    (0..100).for_each(|_| submit(&mut queue));
+    (0..100).for_each(|cid| drop(queue.take_back(cid)));
+    submit(&mut queue);
+    let mut batch = Batch::new();
+    batch.fill(&mut queue);
+    assert!(!batch.is_sent(), "the one that is left is sent");
+}
