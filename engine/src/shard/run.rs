@@ -227,7 +227,8 @@ fn sleep(shard: &Shard, looks: &mut Looks, idle_since: u64) {
     let mut idle = !shard.has_work();
     let timer = inner.timers.first();
     let polled = inner.polled.get();
-    let (mut looked, mut since) = (0, None);
+    // Sleeps since CPU time was read last: not the first of them, after which caches are warm from work.
+    let (mut sleeps, mut since) = (0, None);
     while idle {
         let wake = inner.pollers.sleep();
         if wake == Wake::Busy || shard.has_local_work() {
@@ -238,22 +239,16 @@ fn sleep(shard: &Shard, looks: &mut Looks, idle_since: u64) {
         let look = (wake == Wake::Look).then(|| looks.interval(now - idle_since, now - polled));
         let wait = due.into_iter().chain(look).min();
         inner.ring.wait(wait.map(Duration::from_nanos));
+        sleeps += u64::from(since.is_some());
         idle = look.is_some() && look == wait && look != due && !inner.ring.has_completions();
-        if idle {
-            // From the first of them on: it is what comes after work that touches what has left the caches.
-            let at = *since.get_or_insert_with(cpu_time);
-            looked += 1;
-            if looked > MEASURED {
-                let now = cpu_time();
-                looks.measured(MEASURED, now.saturating_sub(at));
-                (looked, since) = (1, Some(now));
-            }
+        if idle && (since.is_none() || sleeps == MEASURED) {
+            let now = cpu_time();
+            looks.measured(sleeps, now.saturating_sub(since.unwrap_or(now)));
+            (sleeps, since) = (0, Some(now));
         }
     }
-    if let Some(at) = since
-        && looked > 1
-    {
-        looks.measured(looked - 1, cpu_time().saturating_sub(at));
+    if let Some(since) = since {
+        looks.measured(sleeps, cpu_time().saturating_sub(since));
     }
     inner.inbox.disarm();
     shard.tick();
