@@ -310,7 +310,6 @@ fn machine(options: &Options) -> Vec<(String, String)> {
         ("kernel".into(), line(read("/proc/sys/kernel/osrelease"))),
         ("transparent huge pages".into(), pages),
         ("CPUs".into(), format!("target {}, load {}", options.target_cpus, options.load_cpu)),
-        ("runs".into(), format!("{} of {} s each, in turns", options.runs, options.seconds)),
         ("RAM volumes".into(), "256 MiB of 4 KiB blocks, written once before".into()),
     ]
 }
