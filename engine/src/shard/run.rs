@@ -18,8 +18,8 @@ pub struct Config {
     /// How long a shard looks for work before it sleeps.
     pub spin: Duration,
     /// The longest that a sleeping shard goes without looking at pollers that no event announces. When they have had
-    /// nothing for half a second or more it goes longer, up to [`LONGEST`] times as long, where looks cost more of a core than
-    /// idleness may.
+    /// nothing for half a second or more it goes longer, at most sixteen times as long, where looks cost more than a third
+    /// of a percent of a core.
     pub look: Duration,
 }
 
@@ -194,7 +194,7 @@ impl Looks {
         soon.max((quiet / 256).min(affordable))
     }
 
-    /// So many looks took so much CPU time. A shard that is woken often has few in a row.
+    /// So many looks took so much CPU time. They are gathered, since a shard that is woken often has few in a row.
     fn measured(&mut self, looked: u64, cpu: u64) {
         (self.looked, self.cpu) = (self.looked + looked, self.cpu + cpu);
         if self.looked < MEASURED {

@@ -58,7 +58,8 @@ pub struct Connection {
     discard: bool,
     /// Bytes of a data PDU that are still to be thrown away.
     skip: usize,
-    /// So many PDUs are received by their headers alone: data is to be expected, since the last but one brought some.
+    /// So many of the next PDUs are received by their headers alone. Two after one with data: its response may come before
+    /// more of it.
     lean: u8,
     /// What a receive that throws away may not touch, for its length.
     nothing: Vec<u8>,
