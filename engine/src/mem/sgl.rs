@@ -13,9 +13,9 @@ use super::{Buf, Mapping};
 /// Bytes of a cache line.
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
-/// Bytes that [`Sgl::prefetch`] asks for: enough to hide the miss in the translation buffer and the first of memory.
+/// Bytes that [`Sgl::prefetch`] asks for: those of the commonest I/O. What follows the processor fetches by itself.
 #[cfg(target_arch = "x86_64")]
-const PREFETCH: usize = 4 * LINE;
+const PREFETCH: usize = 4096;
 
 /// A run of bytes. Only meaningful beside the [`Sgl`] that keeps it alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,8 +179,8 @@ impl Sgl {
         }
     }
 
-    /// Has the processor fetch what a copy of bytes `at .. at + len` begins with, while other work goes on. It fetches the
-    /// rest by itself when it sees the copy.
+    /// Has the processor fetch what a copy of bytes `at .. at + len` begins with, while other work goes on: into the second
+    /// level of its caches, which has room for as many as come in a turn.
     ///
     /// # Panics
     /// If the first of them are not within the list.
@@ -188,10 +188,10 @@ impl Sgl {
     pub fn prefetch(&self, at: usize, len: usize) {
         #[cfg(target_arch = "x86_64")]
         self.each(at, len.min(PREFETCH), |seg| {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
             for line in (0..seg.len).step_by(LINE) {
                 // SAFETY: within the run; a prefetch changes nothing but what is in the caches.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(seg.ptr.as_ptr().add(line).cast()) };
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(seg.ptr.as_ptr().add(line).cast()) };
             }
         });
         #[cfg(not(target_arch = "x86_64"))]
