@@ -4,6 +4,10 @@
 //! A transfer costs little but waiting for memory. So those of a turn gather, the beginning of each is fetched into the
 //! caches when it comes, and they are done at the turn's end.
 //!
+//! Where one shard alone uses the volume, whoever may borrow what he reads ([`Io::borrows`]) gets the volume's own memory.
+//! While any of it is out nothing is written: writes wait, for a turn as a rule, and meanwhile reads are copied, so that
+//! they do not wait for ever.
+//!
 //! All shards share one mapping. So that no block is ever seen half written, whoever touches a stripe of 64 KiB (the
 //! largest block there is) holds one of a table of locks while it copies: one uncontended compare-and-swap in most
 //! I/Os, and a sleep of one copy's length at worst. Never two stripes at a time, but for the discard of many: it
@@ -17,7 +21,7 @@ use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use engine::mem::{Mapping, Sgl};
+use engine::mem::{Lender, Mapping, Sgl};
 use engine::{Channel, Io, IoError, IoResult, Limits, OnTimer, Op, Scope, Shard, Volume, VolumeStats};
 
 /// Bytes that one lock covers.
@@ -37,6 +41,7 @@ struct Line(RwLock<()>);
 #[derive(Debug)]
 pub struct RamVolume {
     map: Arc<Mapping>,
+    lender: Lender,
     locks: Box<[Line]>,
     limits: Limits,
     stats: VolumeStats,
@@ -50,11 +55,12 @@ impl RamVolume {
     /// mmap(2) when the address space has no such room.
     pub fn new(block_size: u32, blocks: u64) -> io::Result<Arc<Self>> {
         let bytes = crate::bytes_of(block_size, blocks)?;
-        let map = Mapping::anonymous(usize::try_from(bytes).map_err(io::Error::other)?)?;
+        let map = Arc::new(Mapping::anonymous(usize::try_from(bytes).map_err(io::Error::other)?)?);
         map.prefer_huge();
+        let lender = Lender::new(&map);
         let locks = (0..LOCKS).map(|_| Line::default()).collect();
         let limits = Limits::full(block_size, blocks);
-        Ok(Arc::new(RamVolume { map: Arc::new(map), locks, limits, stats: VolumeStats::default() }))
+        Ok(Arc::new(RamVolume { map, lender, locks, limits, stats: VolumeStats::default() }))
     }
 
     fn lock(&self, stripe: usize) -> &RwLock<()> {
@@ -113,11 +119,14 @@ impl Volume for RamVolume {
 
     fn open(self: Arc<Self>, shard: &Shard) -> Rc<dyn Channel> {
         let bytes = self.map.sgl(0, self.map.len()).unwrap_or_default();
+        self.lender.enter();
         Rc::new(RamChannel {
             volume: self,
             bytes,
             shard: shard.clone(),
-            transfers: RefCell::default(),
+            reads: RefCell::default(),
+            writes: RefCell::default(),
+            noted: Cell::new(false),
             discards: RefCell::default(),
             armed: Cell::new(false),
         })
@@ -130,13 +139,18 @@ struct Discard {
     left: Range<usize>,
 }
 
+type Batch = Vec<(Io, Range<usize>)>;
+
 struct RamChannel {
     volume: Arc<RamVolume>,
     /// All of the volume: a hold of the shard's own, so that an I/O counts no references that shards share.
     bytes: Sgl,
     shard: Shard,
-    /// Transfers of this turn, and where their bytes are.
-    transfers: RefCell<VecDeque<(Io, Range<usize>)>>,
+    /// What is to be done at the turn's end, and where its bytes are: what only looks at the blocks, and what changes them.
+    reads: RefCell<Batch>,
+    writes: RefCell<Batch>,
+    /// The shard has been told of it.
+    noted: Cell<bool>,
     discards: RefCell<VecDeque<Discard>>,
     /// A timer will go on with them.
     armed: Cell<bool>,
@@ -178,6 +192,20 @@ impl RamChannel {
         Ok(())
     }
 
+    /// All of the memory, lent, if it may be lent now: nothing that changes it waits.
+    fn loan(&self) -> Option<Sgl> {
+        if !self.writes.borrow().is_empty() || !self.discards.borrow().is_empty() {
+            return None;
+        }
+        self.volume.lender.lend(0, self.bytes.len())
+    }
+
+    fn note(self: Rc<Self>) {
+        if !self.noted.replace(true) {
+            self.shard.clone().dirty(self);
+        }
+    }
+
     fn arm(self: &Rc<Self>) {
         if !self.discards.borrow().is_empty() && !self.armed.replace(true) {
             // The shortest delay there is: the next turn.
@@ -189,42 +217,62 @@ impl RamChannel {
 impl Channel for RamChannel {
     fn submit(self: Rc<Self>, io: Io) {
         let Some(range) = self.range(&io) else { return io.complete(Err(IoError::OutOfRange)) };
-        if range.len() > PIECE && matches!(io.op(), Op::WriteZeroes { .. } | Op::Unmap) {
-            self.discards.borrow_mut().push_back(Discard { io, left: range });
-            return self.arm();
-        }
-        if !io.op().has_data() {
-            let result = self.transfer(&io, range);
-            return io.complete(result);
-        }
-        self.bytes.prefetch(range.start, range.len());
-        let first = {
-            let mut transfers = self.transfers.borrow_mut();
-            transfers.push_back((io, range));
-            transfers.len() == 1
+        let batch = match io.op() {
+            Op::Flush => return io.complete(Ok(())),
+            Op::WriteZeroes { .. } | Op::Unmap if range.len() > PIECE => {
+                self.discards.borrow_mut().push_back(Discard { io, left: range });
+                return self.arm();
+            }
+            op if op.modifies() => &self.writes,
+            _ => &self.reads,
         };
-        if first {
-            self.shard.clone().dirty(self);
+        if io.op().has_data() {
+            self.bytes.prefetch(range.start, range.len());
         }
+        batch.borrow_mut().push((io, range));
+        self.note();
     }
 
     fn revoke(&self, scope: Scope) {
-        let (gone, rest): (VecDeque<_>, _) =
-            self.transfers.take().into_iter().partition(|(io, _)| scope.covers(io));
-        self.transfers.replace(rest);
-        let (revoked, rest): (VecDeque<_>, _) =
+        let mut revoked = Vec::new();
+        for batch in [&self.reads, &self.writes] {
+            revoked.extend(batch.borrow_mut().extract_if(.., |(io, _)| scope.covers(io)).map(|(io, _)| io));
+        }
+        let (discards, rest): (VecDeque<_>, _) =
             self.discards.take().into_iter().partition(|d| scope.covers(&d.io));
         self.discards.replace(rest);
-        for io in gone.into_iter().map(|(io, _)| io).chain(revoked.into_iter().map(|d| d.io)) {
+        for io in revoked.into_iter().chain(discards.into_iter().map(|d| d.io)) {
             io.complete(Err(IoError::Aborted));
         }
     }
 
     fn kick(self: Rc<Self>) {
-        loop {
-            let Some((io, range)) = self.transfers.borrow_mut().pop_front() else { break };
+        self.noted.set(false);
+        // Those that write first: what is lent after them comes back before the next.
+        if !self.writes.borrow().is_empty() && !self.volume.lender.is_out() {
+            let mut writes = self.writes.take();
+            for (io, range) in writes.drain(..) {
+                let result = self.transfer(&io, range);
+                io.complete(result);
+            }
+            self.writes.replace(writes);
+        }
+        let mut reads = self.reads.take();
+        let mut loan = None;
+        for (mut io, range) in reads.drain(..) {
+            if io.borrows()
+                && let Some(all) = loan.get_or_insert_with(|| self.loan())
+            {
+                io.request_mut().sgl = all.slice(range.start, range.len());
+                io.complete(Ok(()));
+                continue;
+            }
             let result = self.transfer(&io, range);
             io.complete(result);
+        }
+        self.reads.replace(reads);
+        if !self.writes.borrow().is_empty() {
+            self.note();
         }
     }
 }
@@ -232,6 +280,9 @@ impl Channel for RamChannel {
 impl OnTimer for RamChannel {
     fn on_timer(self: Rc<Self>, _cookie: u64) {
         self.armed.set(false);
+        if self.volume.lender.is_out() {
+            return self.arm();
+        }
         let Some(mut first) = self.discards.borrow_mut().pop_front() else { return };
         let end = first.left.end.min(first.left.start + PIECE);
         self.volume.discard(first.left.start..end);
@@ -242,6 +293,12 @@ impl OnTimer for RamChannel {
             self.discards.borrow_mut().push_back(first);
         }
         self.arm();
+    }
+}
+
+impl Drop for RamChannel {
+    fn drop(&mut self) {
+        self.volume.lender.leave();
     }
 }
 
@@ -337,6 +394,72 @@ mod tests {
         }
         assert!(told.iter().take(2).all(|whole| whole));
         shards.stop();
+    }
+
+    /// Keeps what its reads come back with.
+    #[derive(Default)]
+    struct Borrower(RefCell<Vec<Sgl>>);
+
+    impl Borrower {
+        fn read(self: &Rc<Self>, channel: &ChannelRef, lba: u64) {
+            let mut io = Io::new(IoId::default());
+            *io.request_mut() = Request { op: Op::Read, lba, blocks: 1, sgl: filled(4096, 0) };
+            io.forward_to_borrow(channel, self.clone(), 0);
+        }
+    }
+
+    impl Issuer for Borrower {
+        fn resume(self: Rc<Self>, mut io: Io, _cookie: u64, result: IoResult) {
+            result.unwrap();
+            self.0.borrow_mut().push(std::mem::take(&mut io.request_mut().sgl));
+        }
+    }
+
+    #[test]
+    fn while_something_is_lent_nothing_is_written() {
+        let blocks = 2 * (PIECE / 4096) as u32;
+        let volume: Arc<dyn Volume> = RamVolume::new(4096, u64::from(blocks)).unwrap();
+        let sim = Sim::new(2).unwrap();
+        let channel = sim.on(0, |shard| ChannelRef::open(&volume, shard));
+        let (c, borrower) = (Collector::new(), Rc::new(Borrower::default()));
+        let read = |lba| {
+            let had = borrower.0.borrow().len();
+            sim.on(0, |_| borrower.read(&channel, lba));
+            assert!(sim.run_until(|| borrower.0.borrow().len() > had));
+            borrower.0.borrow_mut().pop().unwrap()
+        };
+        let idle = |turns: u32| {
+            let mut left = turns;
+            sim.run_until(|| {
+                left -= 1;
+                left == 0
+            });
+        };
+        sim.on(0, |_| c.submit(&channel, 1, Op::Write { fua: false }, 0, 1, filled(4096, 7)));
+        assert!(sim.run_until(|| c.count() == 1));
+        let lent = read(0);
+        assert!(lent.is_lent() && bytes(&lent) == [7; 4096]);
+
+        sim.on(0, |_| c.submit(&channel, 2, Op::Write { fua: false }, 0, 1, filled(4096, 9)));
+        idle(5);
+        let copied = read(0);
+        assert!(!copied.is_lent(), "more loans would make the write wait longer");
+        assert!(c.count() == 1 && bytes(&copied) == [7; 4096] && bytes(&lent) == [7; 4096]);
+        drop(lent);
+        assert!(sim.run_until(|| c.count() == 2));
+
+        let lent = read(0);
+        sim.on(0, |_| c.submit(&channel, 3, Op::Unmap, 0, blocks, Sgl::empty()));
+        idle(5);
+        assert!(lent.is_lent() && c.count() == 2 && bytes(&lent) == [9; 4096]);
+        assert!(!read(1).is_lent());
+        drop(lent);
+        assert!(sim.run_until(|| c.count() == 3));
+
+        let other = sim.on(1, |shard| ChannelRef::open(&volume, shard));
+        assert!(!read(0).is_lent(), "another shard would have to wait");
+        sim.on(1, |_| drop(other));
+        assert!(read(0).is_lent());
     }
 
     #[test]

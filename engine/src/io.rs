@@ -179,6 +179,8 @@ struct Body {
     frames: SmallVec<[Frame; 4]>,
     /// Of the frames that say so, in their order. Few do: so a frame is small.
     own: SmallVec<[Request; 1]>,
+    /// Of the read that it is now: see [`Io::forward_to_borrow`].
+    borrows: bool,
 }
 
 /// An I/O: made by a frontend, owned by whichever layer has it at the moment, and given back exactly once by
@@ -236,8 +238,27 @@ impl Io {
     }
 
     /// Passes the I/O down as it is; it comes back by `issuer.resume(io, cookie, …)`.
-    pub fn forward(self, to: &ChannelRef, issuer: Rc<dyn Issuer>, cookie: u64) {
+    pub fn forward(mut self, to: &ChannelRef, issuer: Rc<dyn Issuer>, cookie: u64) {
+        self.0.borrows = false;
         self.push(to, issuer, cookie, false);
+    }
+
+    /// As [`Io::forward`], for a read whose issuer does without a copy: it may come back with memory of the layer below in
+    /// place of its own ([`Sgl::is_lent`]). Nothing is written below until that is given back: so by the end of the turn
+    /// the issuer has handed it to the kernel, which takes from it at once, or has copied it.
+    pub fn forward_to_borrow(mut self, to: &ChannelRef, issuer: Rc<dyn Issuer>, cookie: u64) {
+        self.0.borrows = self.op() == Op::Read;
+        self.push(to, issuer, cookie, false);
+    }
+
+    /// As [`Io::forward`] or [`Io::forward_to_borrow`], as the layer above did: for one that looks at no data.
+    pub fn pass(self, to: &ChannelRef, issuer: Rc<dyn Issuer>, cookie: u64) {
+        self.push(to, issuer, cookie, false);
+    }
+
+    /// Whether a read may come back with memory that is lent.
+    pub fn borrows(&self) -> bool {
+        self.0.borrows
     }
 
     /// Asks `request` of the layer below in the I/O's place. When it comes back the I/O's own request stands again,
@@ -245,6 +266,7 @@ impl Io {
     pub fn forward_as(mut self, to: &ChannelRef, issuer: Rc<dyn Issuer>, cookie: u64, request: Request) {
         let own = std::mem::replace(&mut self.0.request, request);
         self.0.own.push(own);
+        self.0.borrows = false;
         self.push(to, issuer, cookie, true);
     }
 

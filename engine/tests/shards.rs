@@ -338,7 +338,7 @@ fn ring_operations_own_what_they_use() {
             let got = ring.ring().run(RingOp::Receive { fd: b, sgl: into.clone(), skip: 4 });
             let sent = ring
                 .ring()
-                .run(RingOp::Send { fd: a, sgls: vec![filled(8, 1), filled(8, 2)], skip: 3 })
+                .run(RingOp::Send { fd: a, sgls: vec![filled(8, 1), filled(8, 2)], skip: 3, now: false })
                 .await;
             assert_eq!(sent.result.unwrap(), 13);
             assert_eq!(got.await.result.unwrap(), 13);

@@ -107,6 +107,44 @@ fn no_more_r2ts_than_the_host_takes_are_outstanding() {
     }
 }
 
+/// One shard, so that the volume lends its memory to what is sent: a host that does not take its reads must not keep it.
+#[test]
+fn reads_that_a_host_leaves_hold_up_no_write_and_are_of_whole_blocks() {
+    const LEN: usize = 512 << 10;
+    const READS: u64 = 16;
+    const BLOCKS: u64 = (LEN / 512) as u64;
+    let rig = Rig::on(1, TargetConfig::default(), "127.0.0.1:0");
+    let (_admin, mut slow) = rig.connect(0);
+    let (_other, mut writer) = rig.connect(0);
+    let mut fill = |byte: u8| {
+        for i in 0..READS {
+            assert!(writer.write(i * BLOCKS, &vec![byte; LEN]).status().is_success());
+        }
+    };
+    for round in 0..4u8 {
+        fill(2 * round);
+        // The second half comes while the first is being sent.
+        for half in [0..READS / 2, READS / 2..READS] {
+            let mut reads = Vec::new();
+            for i in half {
+                let mut sqe = Sqe { cid: i as u16, ..rw(2, i * BLOCKS, LEN) };
+                sqe.set_sgl(SglDescriptor::transport(LEN as u32));
+                reads.extend(slow.capsule(sqe, &[]));
+            }
+            slow.send(&reads);
+            slow.stream.peek(&mut [0]).unwrap();
+        }
+        fill(2 * round + 1);
+        for _ in 0..READS {
+            let (cqe, data) = slow.complete(&[]);
+            assert!(cqe.status().is_success() && data.len() == LEN);
+            for block in data.chunks(512) {
+                assert!(block[0] / 2 == round && block.iter().all(|&b| b == block[0]), "{block:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn data_is_aligned_as_this_side_asks() {
     let rig = Rig::with(TargetConfig { cpda_z: 15, ..TargetConfig::default() }, "127.0.0.1:0");

@@ -304,7 +304,7 @@ impl OnTimer for QosChannel {
 impl QosChannel {
     fn pass(self: Rc<Self>, io: Io) {
         let below = self.below.clone();
-        io.forward(&below, self, 0);
+        io.pass(&below, self, 0);
     }
 
     /// Sets the timer to the first time at which something may pass.

@@ -198,7 +198,8 @@ impl Conn {
             tx.fill(queue);
         }
         if !tx.is_sent() {
-            let op = RingOp::Send { fd: self.fd.clone(), sgls: std::mem::take(&mut tx.sgls), skip: tx.skip };
+            let sgls = std::mem::take(&mut tx.sgls);
+            let op = RingOp::Send { fd: self.fd.clone(), sgls, skip: tx.skip, now: false };
             inner.tx_op = Some(self.shard.ring().start(op, self.clone(), TX));
         }
     }

@@ -45,7 +45,7 @@ pub(super) async fn dial(shard: &Shard, config: &Config) -> Result<(Fd, Agreed),
     req.copy_in(0, wire::ic_req(hdgst, ddgst).as_bytes());
     let mut skip = 0;
     while skip < 128 {
-        let op = RingOp::Send { fd: fd.clone(), sgls: vec![req.clone()], skip };
+        let op = RingOp::Send { fd: fd.clone(), sgls: vec![req.clone()], skip, now: false };
         skip += shard.ring().run(op).await.result.map_err(|e| Reason::socket("send", &e))? as usize;
     }
     let resp = Buf::zeroed(128).sgl(0, 128);

@@ -1,4 +1,4 @@
-//! One run: a volume, two shards, random I/O, and a last look at every block.
+//! One run: a volume, one or two shards, random I/O, and a last look at every block.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ struct Round<'a> {
     desk: Rc<Desk>,
     /// Blocks of the largest I/O.
     max: u32,
+    /// Shards that use the volume.
+    shards: usize,
     /// I/Os in flight, at most: the fewer, the more is certain; the more, the more meet.
     depth: usize,
 }
@@ -53,6 +55,7 @@ pub(super) fn run(name: &str, make: &dyn Fn(&Sim) -> Arc<dyn Volume>, options: O
     let origins = [(); 4].map(|()| Origin::new());
     let mut rng = Rng::new(options.seed);
     let depth = rng.pick(&[3, 8, SLOTS]);
+    let shards = rng.pick(&[1, 2, 2]);
     let mut round = Round {
         name,
         options,
@@ -65,6 +68,7 @@ pub(super) fn run(name: &str, make: &dyn Fn(&Sim) -> Arc<dyn Volume>, options: O
         memory,
         desk,
         max,
+        shards,
         depth,
     };
     round.open();
@@ -77,12 +81,15 @@ pub(super) fn run(name: &str, make: &dyn Fn(&Sim) -> Arc<dyn Volume>, options: O
 impl Round<'_> {
     fn open(&mut self) {
         let open = |shard| self.sim.on(shard, |s| ChannelRef::open(&self.volume, s));
-        self.channels = (0..2).map(open).collect();
+        self.channels = (0..self.shards).map(open).collect();
     }
 
     fn step(&mut self, step: u64) {
         if step == self.options.steps / 2 {
             self.reopen();
+        }
+        if self.rng.one_in(3) {
+            self.desk.give_back();
         }
         match self.rng.below(20) {
             0 => self.revoke(),
@@ -106,9 +113,14 @@ impl Round<'_> {
 
     /// Waits for everything in flight.
     fn drain(&mut self) {
-        if !self.sim.run_until(|| self.desk.state.borrow().flights.is_empty()) {
+        let all_back = || {
+            self.desk.give_back();
+            self.desk.state.borrow().flights.is_empty()
+        };
+        if !self.sim.run_until(all_back) {
             fail(self.name, "an I/O never comes back");
         }
+        self.desk.give_back();
         if !(self.memory.is_idle(0) && self.memory.is_idle(1)) {
             fail(self.name, "everything came back, and guest memory is still held");
         }
@@ -172,7 +184,7 @@ impl Round<'_> {
         let op = self.operation();
         let (lba, blocks) = self.range(op);
         let who = self.rng.index(4);
-        let plan = Plan { shard: who % 2, origin: self.origins[who], op, lba, blocks, slot };
+        let plan = Plan { shard: who % self.shards, origin: self.origins[who], op, lba, blocks, slot };
         if self.desk.may_go(&plan, self.options.overlap) {
             self.send(plan);
         } else {
@@ -195,7 +207,7 @@ impl Round<'_> {
 
     /// Takes some I/O back. Half of the time, waits for it and sees that its memory is free.
     fn revoke(&mut self) {
-        let shard = self.rng.index(2);
+        let shard = self.rng.index(self.shards);
         let which = self.rng.index(2);
         let some = {
             let state = self.desk.state.borrow();
@@ -206,9 +218,9 @@ impl Round<'_> {
             (0..=2, Some(id)) => (Scope::Io(id), shard..shard + 1),
             (3, _) => (Scope::Origin(self.origins[self.rng.index(4)]), shard..shard + 1),
             // As an unmap of guest memory does: on every shard.
-            (4, _) => (Scope::Region(self.memory.region(which)), 0..2),
+            (4, _) => (Scope::Region(self.memory.region(which)), 0..self.shards),
             // As the end of a volume does: a proxy's I/O is on its volume's shard, too.
-            _ => (Scope::All, 0..2),
+            _ => (Scope::All, 0..self.shards),
         };
         let mut covered = Vec::new();
         for (key, flight) in self.desk.state.borrow_mut().flights.iter_mut() {
@@ -231,6 +243,7 @@ impl Round<'_> {
         }
         let deadline = self.sim.now() + SOON;
         let returned = || {
+            self.desk.give_back();
             let state = self.desk.state.borrow();
             covered.iter().all(|(key, id)| state.flights.get(*key).is_none_or(|f| f.id != *id))
         };
@@ -258,7 +271,7 @@ impl Round<'_> {
             };
             let who = self.rng.index(4);
             let origin = self.origins[who];
-            self.send(Plan { shard: who % 2, origin, op: Op::Read, lba, blocks, slot });
+            self.send(Plan { shard: who % self.shards, origin, op: Op::Read, lba, blocks, slot });
         }
         self.drain();
         let counters = self.volume.stats().snapshot();

@@ -8,7 +8,7 @@ use slab::Slab;
 use super::model::{Model, Value};
 use super::rng::Rng;
 use crate::io::{Io, IoError, IoId, IoResult, Op, Origin, Request};
-use crate::mem::Buf;
+use crate::mem::{Buf, Sgl};
 use crate::volume::{ChannelRef, Issuer};
 
 /// An I/O that has not come back.
@@ -52,6 +52,8 @@ pub(super) struct State {
     pub counts: Counts,
     pub back: u64,
     spare: Vec<Io>,
+    /// What reads were lent, and what it was then.
+    loans: Vec<(Sgl, Vec<u8>)>,
     moment: u64,
     vanishes: bool,
     unmapped: Value,
@@ -98,6 +100,7 @@ impl Desk {
             counts: Counts::default(),
             back: 0,
             spare: Vec::new(),
+            loans: Vec::new(),
             moment: 1,
             vanishes,
             unmapped: if unmapped_zero { Value::Zero } else { Value::Any },
@@ -185,8 +188,22 @@ impl Desk {
         io.set_id(id);
         *io.request_mut() = Request { op, lba, blocks, sgl };
         self.submitting.set(true);
-        io.forward(channel, self.clone(), key as u64);
+        match op == Op::Read && rng.one_in(2) {
+            true => io.forward_to_borrow(channel, self.clone(), key as u64),
+            false => io.forward(channel, self.clone(), key as u64),
+        }
         self.submitting.set(false);
+    }
+
+    /// Gives back what was lent, which must be what it was.
+    pub(super) fn give_back(&self) {
+        for (sgl, before) in self.state.borrow_mut().loans.drain(..) {
+            let mut bytes = vec![0; sgl.len()];
+            sgl.copy_out(0, &mut bytes);
+            if bytes != before {
+                fail(&self.name, "what was lent was written before it was given back");
+            }
+        }
     }
 }
 
@@ -288,7 +305,10 @@ impl Issuer for Desk {
         }
         let mut bytes = vec![0; sgl.len()];
         sgl.copy_out(0, &mut bytes);
-        drop(sgl);
+        match sgl.is_lent() {
+            true => state.loans.push((sgl, bytes.clone())),
+            false => drop(sgl),
+        }
         if flight.buf.as_ref().is_some_and(|buf| !buf.is_unique()) {
             fail(&self.name, &format!("{what} came back ({result:?}), and its memory is still held"));
         }

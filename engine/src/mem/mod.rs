@@ -6,6 +6,7 @@
 
 mod buf;
 mod guest;
+mod loan;
 mod mapping;
 mod sgl;
 mod share;
@@ -13,6 +14,7 @@ mod sigbus;
 
 pub use buf::{Buf, pool_bytes};
 pub use guest::{Access, GuestMemory, MemError, Region, RegionId};
+pub use loan::Lender;
 pub use mapping::Mapping;
 pub use sgl::{Seg, Sgl};
 pub use share::MapShare;

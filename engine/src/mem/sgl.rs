@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use smallvec::SmallVec;
 
 use super::guest::{Region, RegionId};
+use super::loan::Lent;
 use super::{Buf, Mapping};
 
 /// Bytes of a cache line.
@@ -65,6 +66,8 @@ pub(super) enum Owner {
     Regions(Arc<Vec<Arc<Region>>>),
     #[expect(dead_code, reason = "held to keep the mapping alive")]
     Mapping(Arc<Mapping>),
+    #[expect(dead_code, reason = "held to keep the mapping alive, and unwritten")]
+    Loan(Arc<Lent>),
 }
 
 /// A scatter-gather list: memory of one I/O, in order.
@@ -113,7 +116,9 @@ impl Sgl {
                 self.owner = Owner::Region(region.clone());
                 false
             }
-            Owner::Buf(_) | Owner::Mapping(_) => unreachable!("a list of guest memory alone"),
+            Owner::Buf(_) | Owner::Mapping(_) | Owner::Loan(_) => {
+                unreachable!("a list of guest memory alone")
+            }
         };
         self.len += seg.len;
         match self.segs.last_mut() {
@@ -338,6 +343,11 @@ impl Sgl {
             }
             _ => None,
         }
+    }
+
+    /// Whether the memory is lent (see [`super::Lender`]): to be read, never written, and given back soon.
+    pub fn is_lent(&self) -> bool {
+        matches!(self.owner, Owner::Loan(_))
     }
 
     /// Whether any of the memory belongs to guest region `id`.

@@ -72,7 +72,8 @@ pub enum RingOp {
         /// Bytes of `sgl` to pass over.
         skip: usize,
     },
-    /// Sends lists in order on a stream socket, passing over the first `skip` bytes. May send less than all.
+    /// Sends lists in order on a stream socket, passing over the first `skip` bytes. May send less than all. The kernel
+    /// has copied what it sends when the operation ends.
     Send {
         /// The socket.
         fd: Fd,
@@ -80,6 +81,8 @@ pub enum RingOp {
         sgls: Vec<Sgl>,
         /// Bytes to pass over.
         skip: usize,
+        /// Ends at once, with EAGAIN, where it would wait for room.
+        now: bool,
     },
     /// Accepts one connection; see [`Completion::accepted`].
     Accept {
@@ -227,8 +230,8 @@ impl Slot {
                 Some((base, len)) => opcode::Recv::new(fd(f), base, len).build(),
                 None => opcode::RecvMsg::new(fd(f), self.msghdr.get()).build(),
             },
-            Some(RingOp::Send { fd: f, .. }) => {
-                let flags = libc::MSG_NOSIGNAL as u32;
+            Some(RingOp::Send { fd: f, now, .. }) => {
+                let flags = (libc::MSG_NOSIGNAL | if *now { libc::MSG_DONTWAIT } else { 0 }) as u32;
                 opcode::SendMsg::new(fd(f), self.msghdr.get()).flags(flags).build()
             }
             Some(RingOp::Accept { fd: f }) => {

@@ -344,7 +344,7 @@ impl<T: Transport> Queue<T> {
 
     /// Sends the next piece of a command to its volume, or ends the command; `begins` is one that starts.
     fn next_piece(self: &Rc<Self>, ticket: Ticket, begins: Option<Work>) {
-        let (io, channel) = {
+        let (io, channel, whole) = {
             let mut slots = self.slots.borrow_mut();
             let Some(slot) = slots.get(ticket) else { return };
             let shard = self.local.shard();
@@ -359,7 +359,10 @@ impl<T: Transport> Queue<T> {
                 return;
             };
             match work.next(io.request_mut()) {
-                true => (io, work.attachment.channel(shard).clone()),
+                true => {
+                    let whole = matches!(work.pieces, Pieces::Whole(_));
+                    (io, work.attachment.channel(shard).clone(), whole)
+                }
                 false => {
                     slot.io = Some(io);
                     drop(slots);
@@ -367,7 +370,11 @@ impl<T: Transport> Queue<T> {
                 }
             }
         };
-        io.forward(&channel, self.clone(), u64::from(ticket.slot));
+        let cookie = u64::from(ticket.slot);
+        match whole && self.transport.borrows() {
+            true => io.forward_to_borrow(&channel, self.clone(), cookie),
+            false => io.forward(&channel, self.clone(), cookie),
+        }
     }
 
     pub(super) fn end(self: &Rc<Self>, ticket: Ticket, reply: Reply) {

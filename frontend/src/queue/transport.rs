@@ -121,6 +121,12 @@ pub trait Transport: Sized + 'static {
         to: &mut Sgl,
     ) -> Data;
 
+    /// Whether what a read brings may be a volume's own memory ([`engine::Io::forward_to_borrow`]): then the transport lets
+    /// go of it by the end of the turn.
+    fn borrows(&self) -> bool {
+        false
+    }
+
     /// Whether a command that waits for its data may end now: not while the peer has been asked for the data and will
     /// send it.
     fn may_end(&self, ticket: Ticket) -> bool {

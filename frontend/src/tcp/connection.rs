@@ -3,6 +3,7 @@
 #![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 
 use std::cell::{Cell, RefCell};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
@@ -26,7 +27,7 @@ use super::budget::Lease;
 use super::pdu::{Agreed, Fatal, Framer};
 use super::receive::Receiver;
 use super::reject::Reason;
-use super::send::{Sender, common, digest};
+use super::send::{Batch, Sender, common, digest};
 use super::shard::ShardTarget;
 use super::transfer::{Capsule, SlotState, Wire};
 use super::{ADMIN_IN_CAPSULE, Listening, MAXH2CDATA, wire_len};
@@ -313,11 +314,11 @@ impl Connection {
 
     fn flush(self: &Rc<Self>) {
         if self.phase.get() == Phase::Closed {
-            return;
+            return self.tx.borrow_mut().forget();
         }
-        let lists = self.tx.borrow_mut().next();
-        if let Some(sgls) = lists {
-            let op = RingOp::Send { fd: self.fd.clone(), sgls, skip: 0 };
+        let send = self.tx.borrow_mut().next();
+        if let Some(Batch { lists: sgls, lent: now }) = send {
+            let op = RingOp::Send { fd: self.fd.clone(), sgls, skip: 0, now };
             self.shard.ring().start(op, self.clone(), SENT);
         } else if self.phase.get() == Phase::Farewell && self.tx.borrow().is_idle() {
             self.linger();
@@ -450,12 +451,19 @@ impl RingClient for Connection {
                     _ => self.close(),
                 }
             }
-            (_, RingOp::Send { fd, sgls, skip }) => {
+            (_, RingOp::Send { fd, mut sgls, skip, now }) => {
                 let total: usize = sgls.iter().map(Sgl::len).sum();
-                let sent = skip.saturating_add(completion.result.as_ref().map_or(0, |n| *n as usize));
-                let failed = completion.result.is_err() || self.phase.get() == Phase::Closed;
+                let result = match completion.result {
+                    Err(e) if now && e.kind() == ErrorKind::WouldBlock => Ok(0),
+                    result => result,
+                };
+                let sent = skip.saturating_add(result.as_ref().map_or(0, |n| *n as usize));
+                let failed = result.is_err() || self.phase.get() == Phase::Closed;
                 if !failed && sent < total {
-                    self.shard.ring().start(RingOp::Send { fd, sgls, skip: sent }, self.clone(), SENT);
+                    // The host takes its time with the rest.
+                    let skip = self.tx.borrow_mut().sent_part(&mut sgls, sent);
+                    let op = RingOp::Send { fd, sgls, skip, now: false };
+                    self.shard.ring().start(op, self.clone(), SENT);
                     return;
                 }
                 self.tx.borrow_mut().sent(sgls);

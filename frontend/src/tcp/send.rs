@@ -1,4 +1,7 @@
 //! What a connection has to say: PDUs gathered over a turn, and one send for all of them.
+//!
+//! Data may be a volume's own memory, lent for this turn: the kernel takes from it at the turn's end or not at all, and what
+//! it did not take then is copied.
 
 use engine::mem::{Buf, Sgl};
 use nvme_proto::tcp::{self, CommonHdr, DIGEST_LEN, PduType, flags};
@@ -14,6 +17,13 @@ const LONGEST: usize = 256;
 /// Lists in one send: the kernel takes 1024 runs.
 const LISTS: usize = 512;
 
+/// What is sent at once.
+pub(super) struct Batch {
+    pub lists: Vec<Sgl>,
+    /// Some of it is lent: the send must not wait.
+    pub lent: bool,
+}
+
 /// The sending half of a connection.
 pub(super) struct Sender {
     /// Lists that wait, in order.
@@ -28,6 +38,8 @@ pub(super) struct Sender {
     /// While the kernel sends: what is given back when it has.
     sending: Option<Vec<Lease>>,
     spare: Vec<Sgl>,
+    /// Some of `pending` is lent.
+    lent: bool,
     /// The last word is among what waits: nothing follows it.
     finished: bool,
 }
@@ -43,6 +55,7 @@ impl Sender {
             to: 0,
             sending: None,
             spare: Vec::new(),
+            lent: false,
             finished: false,
         }
     }
@@ -103,6 +116,7 @@ impl Sender {
         let Some((mut sgl, lease)) = data else { return };
         self.seal();
         let digest = agreed.ddgst.then(|| digest(&mut sgl));
+        self.lent |= sgl.is_lent();
         self.pending.push(sgl);
         if let Some(digest) = digest {
             self.lay(&digest.to_le_bytes());
@@ -143,9 +157,13 @@ impl Sender {
         }
     }
 
-    /// What is sent now, if there is something and the kernel is free.
-    pub fn next(&mut self) -> Option<Vec<Sgl>> {
+    /// What is sent now, if there is something and the kernel is free. Nothing that stays is lent.
+    pub fn next(&mut self) -> Option<Batch> {
+        let lent = std::mem::take(&mut self.lent);
         if self.sending.is_some() {
+            if lent {
+                give_back(&mut self.pending);
+            }
             return None;
         }
         self.seal();
@@ -160,8 +178,31 @@ impl Sender {
             // The leases stay until the rest is sent too.
             lists.extend(self.pending.drain(..LISTS));
             self.sending = Some(Vec::new());
+            if lent {
+                give_back(&mut self.pending);
+            }
         }
-        Some(lists)
+        Some(Batch { lists, lent })
+    }
+
+    /// Lets go of what waits: nobody will have it.
+    pub fn forget(&mut self) {
+        self.seal();
+        self.bytes -= self.pending.drain(..).map(|list| list.len()).sum::<usize>();
+        self.leases.clear();
+        self.lent = false;
+    }
+
+    /// The kernel has sent so many bytes of `lists`: what is left of them, to be sent from the byte that is returned on.
+    pub fn sent_part(&mut self, lists: &mut Vec<Sgl>, sent: usize) -> usize {
+        let (mut whole, mut skip) = (0, sent);
+        while let Some(list) = lists.get(whole).filter(|list| list.len() <= skip) {
+            (whole, skip) = (whole + 1, skip - list.len());
+        }
+        lists.drain(..whole);
+        self.bytes -= sent - skip;
+        give_back(lists);
+        skip
     }
 
     /// The kernel has sent all of `lists`.
@@ -176,6 +217,16 @@ impl Sender {
 /// A common header whose lengths and digest flags [`Sender::pdu`] fills in.
 pub(super) fn common(pdu_type: PduType, flags: u8) -> CommonHdr {
     CommonHdr { pdu_type, flags, hlen: 0, pdo: 0, plen: 0 }
+}
+
+/// Copies what is lent of `lists`.
+#[cold]
+fn give_back(lists: &mut [Sgl]) {
+    for list in lists.iter_mut().filter(|list| list.is_lent()) {
+        let copy = Buf::new(list.len()).sgl(0, list.len());
+        copy.copy_from(list);
+        *list = copy;
+    }
 }
 
 /// The data digest of a list: over its bytes where nobody else holds them, else over a copy.

@@ -331,6 +331,11 @@ impl Transport for Wire {
         }
     }
 
+    fn borrows(&self) -> bool {
+        // A digest is of bytes that stay; those of a volume do so until the kernel has them, and are not to be looked at.
+        !self.0.agreed().ddgst
+    }
+
     fn may_end(&self, ticket: Ticket) -> bool {
         self.0.slot(ticket, |s| s.transfer.is_none()).unwrap_or(true)
     }

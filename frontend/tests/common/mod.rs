@@ -40,8 +40,13 @@ impl Rig {
     }
 
     pub fn with(config: TargetConfig, addr: &str) -> Self {
+        Self::on(2, config, addr)
+    }
+
+    /// On so many shards.
+    pub fn on(shards: usize, config: TargetConfig, addr: &str) -> Self {
         memory::confine();
-        let shards = Shards::start(&Config { cpus: vec![None, None], ..Config::default() }).unwrap();
+        let shards = Shards::start(&Config { cpus: vec![None; shards], ..Config::default() }).unwrap();
         let target = Target::new(shards.handles(), config).unwrap();
         let subsystem = subsystem(&shards, SUBNQN);
         subsystem.add_namespace(namespace(1, 512, 64 << 20)).unwrap();

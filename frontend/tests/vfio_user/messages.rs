@@ -260,6 +260,7 @@ fn completions_on_their_way_come_before_their_queue_s_end() {
             c.submit(&mut q, rw(false, i * 8, 8, 0x500000, 0));
         }
         c.withhold(1);
+        let begin = Instant::now();
         c.submit_admin(Sqe { cdw10: 1, ..Sqe::default() });
         let mut other = c.create(2, 16);
         assert!(c.run(&mut other, rw(true, 0, 8, 0x500000, 0)).status().is_success());
@@ -272,13 +273,15 @@ fn completions_on_their_way_come_before_their_queue_s_end() {
             assert!(Instant::now() < until, "the queue is not deleted");
             c.serve_pending();
         }
-        if patient {
+        if patient && begin.elapsed() < Duration::from_secs(2) {
             for _ in 0..3 {
                 assert!(c.poll(&mut q).is_some_and(|cqe| cqe.status().is_success()), "an entry comes late");
             }
         } else {
-            // Who does not take it is not waited for for long; no entry of a queue that is there is left out.
-            c.answer_at_last();
+            // Who does not take it is not waited for for long (and on a busy machine nobody may be); no entry of a queue that is there is left out.
+            if !patient {
+                c.answer_at_last();
+            }
             for _ in 0..3 {
                 assert!(c.wait(&mut q).status().is_success());
             }
