@@ -2,6 +2,7 @@
 //! another, as a page that stands alone and a table of ratios.
 
 mod chart;
+mod cores;
 mod idle;
 mod isthmus;
 mod page;
@@ -20,6 +21,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::process::capture;
+use cores::Cores;
 use results::Results;
 use rows::{Goal, Row, Way, rows};
 use run::{Run, Runs};
@@ -73,8 +75,9 @@ impl Options {
 
 /// For so long a target that does not take its first writes is asked again.
 const SETTLING: Duration = Duration::from_secs(5);
-/// Runs that may be repeated because others took the target's processor, so many times.
-const TRIALS: usize = 4;
+/// A run is repeated because others took the target's processor, or because that and the load's were apart, so many times
+/// at most.
+const TRIALS: usize = 6;
 /// The share of it from which they did.
 const DISTURBED: f64 = 0.05;
 
@@ -133,6 +136,7 @@ fn measure(
             results.idle.push(idle::measure(kind, program, &directory.join("idle"), options)?);
         }
     }
+    let cores = Cores::new(&options.target_cpus, options.load_cpu)?;
     let mut number = 0;
     for setup in [Setup::Paths, Setup::Crowd, Setup::Shards(1), Setup::Shards(2)] {
         let rows: Vec<&Row> = chosen.iter().filter(|row| row.setup == setup).collect();
@@ -144,12 +148,13 @@ fn measure(
         for row in rows {
             number += 1;
             eprintln!("{number} of {}: {}", chosen.len(), row.id);
-            let (runs, disturbed) = take_turns(program, root, options, &targets, row)?;
+            let (runs, disturbed) = take_turns(program, root, options, &cores, &targets, row)?;
             results.disturbed = results.disturbed.max(disturbed);
             results.rows.push((row.clone(), runs));
         }
         targets.into_iter().try_for_each(Target::stop)?;
     }
+    results.machine.push(("between the CPUs".into(), cores.describe()));
     Ok(results)
 }
 
@@ -203,6 +208,7 @@ fn take_turns(
     program: &Path,
     root: &Path,
     options: &Options,
+    cores: &Cores,
     targets: &[Target],
     row: &Row,
 ) -> Result<(Vec<Runs>, f64)> {
@@ -215,7 +221,7 @@ fn take_turns(
             let mut turn = |rate: &[String]| {
                 let seconds = ["--seconds".to_owned(), options.seconds.to_string()];
                 let arguments = [&reach[..], &row.load, &seconds, rate].concat();
-                let (run, share) = undisturbed(program, root, options, target, row, &arguments)?;
+                let (run, share) = undisturbed(program, root, options, (cores, target), row, &arguments)?;
                 disturbed = disturbed.max(share);
                 Ok::<_, anyhow::Error>(run)
             };
@@ -229,26 +235,30 @@ fn take_turns(
     Ok((runs, disturbed))
 }
 
-/// One run, again while others take the target's CPU; nothing if it fails, which is said. And the share that they took.
+/// One run, again while others take the target's CPU or it is far from the load's; nothing if it fails, which is said. And
+/// the share that others took.
 fn undisturbed(
     program: &Path,
     root: &Path,
     options: &Options,
-    target: &Target,
+    (cores, target): (&Cores, &Target),
     row: &Row,
     arguments: &[String],
 ) -> Result<(Option<Run>, f64)> {
     for trial in 1.. {
+        cores.wait();
         target.pause(false)?;
         let (before, since) = (taken(options, target), Instant::now());
         let run = bench(program, root, options, target, arguments);
         let others = taken(options, target) - before;
         target.pause(true)?;
+        let near = cores.are_near();
         // Connecting takes its time too. With two shards the load's CPU is one of the target's.
         let share =
             if row.setup == Setup::Shards(2) { 0.0 } else { others / since.elapsed().as_secs_f64().max(1.0) };
         match run.and_then(|json| Run::of(row, &json)) {
             Ok(_) if share > DISTURBED && trial < TRIALS => {}
+            Ok(_) if !near && trial < TRIALS => cores.repeats(),
             Ok(run) => return Ok((Some(run), share)),
             Err(error) => {
                 eprintln!("{}, {}: {error:#}", target.name, row.id);
