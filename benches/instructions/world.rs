@@ -120,6 +120,7 @@ pub fn connect(
         depth,
         kato: 0,
         flow_control: true,
+        among: None,
     };
     let mut controller = tcp::Controller::connect(addr, options)?;
     let mut all: Vec<Box<dyn Queue>> = Vec::new();

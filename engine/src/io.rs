@@ -244,8 +244,8 @@ impl Io {
     }
 
     /// As [`Io::forward`], for a read whose issuer does without a copy: it may come back with memory of the layer below in
-    /// place of its own ([`Sgl::is_lent`]). Nothing is written below until that is given back: so by the end of the turn
-    /// the issuer has handed it to the kernel, which takes from it at once, or has copied it.
+    /// place of its own ([`Sgl::is_lent`]). Nothing is written below until that is given back: so by the end of the turn in
+    /// which it comes back the issuer has handed it to the kernel, which takes from it at once, or has copied it.
     pub fn forward_to_borrow(mut self, to: &ChannelRef, issuer: Rc<dyn Issuer>, cookie: u64) {
         self.0.borrows = self.op() == Op::Read;
         self.push(to, issuer, cookie, false);

@@ -71,6 +71,7 @@ impl House {
             depth: 2,
             kato: 0,
             flow_control: true,
+            among: None,
         };
         let mut controller = tcp::Controller::connect(self.addr, options).unwrap();
         let queue = controller.io_queue(1).unwrap();

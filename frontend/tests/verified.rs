@@ -78,6 +78,7 @@ fn over_tcp(addr: SocketAddr, nqn: &str, block_size: u32, digests: bool) {
         depth: DEPTH,
         kato: 0,
         flow_control: true,
+        among: None,
     };
     let mut controller = tcp::Controller::connect(addr, options).unwrap();
     assert_eq!(controller.namespaces().unwrap(), [1]);

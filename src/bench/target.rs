@@ -10,6 +10,9 @@ use nvme_proto::Nqn;
 use super::{HOSTID, HOSTNQN};
 use crate::cli::Bench;
 
+/// Connections that are each asked for what has come; of more, the kernel is asked which they are.
+const FEW: usize = 4;
+
 /// A controller and its I/O queues.
 pub struct Target {
     /// They hold the Admin queues open; the I/O queues depend on them.
@@ -46,6 +49,7 @@ impl Target {
         let (Some(addr), Some(nqn)) = (args.tcp, &args.nqn) else {
             bail!("name a target: --vfio-user or --tcp")
         };
+        let many = nsids.len() * usize::from(args.controllers);
         let options = tcp::Options {
             subnqn: Nqn::new(nqn).with_context(|| format!("--nqn {nqn}"))?,
             hostnqn: Nqn::new(HOSTNQN)?,
@@ -56,6 +60,7 @@ impl Target {
             depth,
             kato: 0,
             flow_control: args.flow_control,
+            among: if many > FEW { Some(tcp::Ready::new()?) } else { None },
         };
         for _ in 0..args.controllers {
             let mut controller = tcp::Controller::connect(addr, options.clone())

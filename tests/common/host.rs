@@ -29,6 +29,7 @@ pub fn connect_tcp_as(hostnqn: &str, id: u8, port: u16, nqn: &str) -> tcp::Contr
         depth: DEPTH,
         kato: 0,
         flow_control: true,
+        among: None,
     };
     tcp::Controller::connect(SocketAddr::from(([127, 0, 0, 1], port)), options).unwrap()
 }

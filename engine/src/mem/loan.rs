@@ -45,11 +45,15 @@ impl Lender {
     /// Bytes `at .. at + len` of the mapping, out for as long as the list or a part of it is held. `None` if they are not
     /// within it, or another shard uses it too.
     pub fn lend(&self, at: usize, len: usize) -> Option<Sgl> {
+        let alone = || self.users.load(Ordering::SeqCst) == 1;
+        if !alone() {
+            return None;
+        }
         let seg = self.map.seg(at, len)?;
         let sgl = Sgl::of_parts(SmallVec::from_slice(&[seg]), Owner::Loan(self.lent.clone()));
         // Whoever enters later finds the loan out, and whoever has entered is seen: the fence stands in both.
         fence(Ordering::SeqCst);
-        (self.users.load(Ordering::SeqCst) == 1).then_some(sgl)
+        alone().then_some(sgl)
     }
 
     /// Whether a list is out.

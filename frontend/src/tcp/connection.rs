@@ -470,7 +470,10 @@ impl RingClient for Connection {
                 if failed {
                     self.close();
                 } else {
-                    self.flush();
+                    // At the turn's end there may be more to send with it.
+                    if !self.noted.get() {
+                        self.flush();
+                    }
                     self.pump();
                 }
             }

@@ -189,7 +189,11 @@ impl Sender {
     pub fn forget(&mut self) {
         self.seal();
         self.bytes -= self.pending.drain(..).map(|list| list.len()).sum::<usize>();
-        self.leases.clear();
+        let leases = std::mem::take(&mut self.leases);
+        if let Some(sending) = &mut self.sending {
+            // Some may be of what the kernel still has.
+            sending.extend(leases);
+        }
         self.lent = false;
     }
 

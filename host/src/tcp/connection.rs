@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::mem::{Buf, Sgl};
@@ -15,6 +16,7 @@ use nvme_proto::tcp::{
 use nvme_proto::zerocopy::{FromBytes, IntoBytes};
 use nvme_proto::{Cqe, Sqe};
 
+use super::ready::{Member, Ready};
 use crate::{Error, Result};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,6 +50,8 @@ pub(super) enum Event {
 /// A connection that has exchanged ICReq and ICResp.
 pub struct Connection {
     stream: TcpStream,
+    /// Who knows whether there is something to receive, where there are many connections.
+    member: Option<Member>,
     out: Outgoing,
     input: Vec<u8>,
     have: usize,
@@ -157,6 +161,7 @@ impl Connection {
         stream.set_nonblocking(true).map_err(Error::io("make the socket non-blocking"))?;
         let mut this = Connection {
             stream,
+            member: None,
             out: Outgoing::default(),
             input: vec![0; 2 * CHUNK],
             have: 0,
@@ -206,6 +211,19 @@ impl Connection {
         self.receive()
     }
 
+    /// Is polled in turns with many others from now on.
+    pub(super) fn join(&mut self, ready: &Arc<Ready>) -> Result<()> {
+        self.member = Some(ready.join(&self.stream)?);
+        Ok(())
+    }
+
+    /// Nothing is left to receive.
+    fn has_all(&self) {
+        if let Some(member) = &self.member {
+            member.has_all();
+        }
+    }
+
     /// Has the data of reads thrown away from now on.
     pub(super) fn discard(&mut self) {
         self.discard = true;
@@ -214,6 +232,11 @@ impl Connection {
 
     /// Receives what is there, or what is needed of it. Whether anything arrived.
     fn receive(&mut self) -> Result<bool> {
+        if let Some(member) = &mut self.member
+            && !member.may_receive()?
+        {
+            return Ok(false);
+        }
         let mut any = false;
         while self.skip > 0 {
             let most = self.skip.min(self.nothing.len());
@@ -225,7 +248,11 @@ impl Connection {
             ) {
                 Ok(0) => return Err(Error::Protocol("the target closed the connection".into())),
                 Ok(n) => (self.skip, any) = (self.skip - n, true),
-                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(any),
+                Err(Errno::EINTR) => return Ok(any),
+                Err(Errno::EAGAIN) => {
+                    self.has_all();
+                    return Ok(any);
+                }
                 Err(e) => return Err(Error::io("receive from the target")(e.into())),
             }
         }
@@ -236,9 +263,16 @@ impl Connection {
             Ok(0) => Err(Error::Protocol("the target closed the connection".into())),
             Ok(n) => {
                 self.have += n;
+                if self.have < end {
+                    self.has_all();
+                }
                 Ok(true)
             }
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(any),
+            Err(e) if e.kind() == ErrorKind::Interrupted => Ok(any),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                self.has_all();
+                Ok(any)
+            }
             Err(e) => Err(Error::io("receive from the target")(e)),
         }
     }

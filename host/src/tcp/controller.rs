@@ -1,6 +1,7 @@
 //! An NVMe/TCP controller as its host sees it: the Admin connection, and Connect for I/O queues.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::mem::{Buf, Sgl};
@@ -13,6 +14,7 @@ use nvme_proto::{Cqe, Nqn, Sqe};
 
 use super::connection::{Connection, Digests, Event};
 use super::queue::IoQueue;
+use super::ready::Ready;
 use crate::{Error, Namespace, Result};
 
 const PAGE: usize = 4096;
@@ -40,6 +42,8 @@ pub struct Options {
     pub kato: u32,
     /// SQ flow control on I/O queues. Without it a controller may spare the response capsule of a read (SUCCESS).
     pub flow_control: bool,
+    /// The other connections that are polled in turns with the I/O queues of this controller, where there are many.
+    pub among: Option<Arc<Ready>>,
 }
 
 /// A controller over NVMe/TCP, enabled.
@@ -200,6 +204,9 @@ impl Controller {
         let depth = self.options.depth;
         connect_queue(&mut connection, &self.options, self.next_qid, self.cntlid, depth + 1)?;
         self.next_qid += 1;
+        if let Some(ready) = &self.options.among {
+            connection.join(ready)?;
+        }
         let max = self.options.max_transfer.min(self.mdts);
         Ok(IoQueue::new(connection, namespace, depth, max, self.in_capsule))
     }
