@@ -182,6 +182,7 @@ impl Sq {
     /// Fetches what there is and room for. Whether there was anything.
     pub fn fetch(queue: &Rc<Queue<Sq>>) -> bool {
         let sq = queue.transport();
+        sq.look_ahead();
         let mut any = false;
         for _ in 0..BATCH {
             if sq.head.get() == sq.tail.get() || !queue.has_room() {
@@ -233,6 +234,19 @@ impl Sq {
         any
     }
 
+    /// Has the processor fetch what will be: it is in the caches of whoever wrote it.
+    fn look_ahead(&self) {
+        let (head, tail) = (self.head.get(), self.tail.get());
+        // What lies before the wrap is enough.
+        let run = (if head < tail { tail } else { self.entries } - head).min(BATCH as u32);
+        let (memory, len) = (self.function.memory.borrow(), u64::from(self.entries) * ENTRY);
+        if let Some(own) = self.memory.get(&memory, self.base, len, Access::Read)
+            && run > 1
+        {
+            own.prefetch((u64::from(head) * ENTRY) as usize, (u64::from(run) * ENTRY) as usize);
+        }
+    }
+
     /// The command at the head. It is copied once: what the guest does to its memory afterwards changes nothing.
     fn next(&self, queue: &Rc<Queue<Sq>>) -> Option<Sqe> {
         if let Some(sqe) = self.ahead.borrow_mut().pop_front() {
@@ -247,9 +261,6 @@ impl Sq {
             match own {
                 Some(own) => {
                     own.copy_out(offset as usize, &mut raw);
-                    // The next ones are in the caches of whoever wrote them.
-                    let ahead = u64::from(self.tail.get().saturating_sub(self.head.get() + 1)) * ENTRY;
-                    own.prefetch((offset + ENTRY) as usize, ahead as usize);
                     Ok(())
                 }
                 None => memory.read(at, &mut raw),
