@@ -110,11 +110,17 @@ fn no_more_r2ts_than_the_host_takes_are_outstanding() {
 /// One shard, so that the volume lends its memory to what is sent: a host that does not take its reads must not keep it.
 #[test]
 fn reads_that_a_host_leaves_hold_up_no_write_and_are_of_whole_blocks() {
+    let rig = Rig::on(1, TargetConfig::default(), "127.0.0.1:0");
+    for digests in [0, 3] {
+        leave_reads(&rig, digests);
+    }
+}
+
+fn leave_reads(rig: &Rig, digests: u8) {
     const LEN: usize = 512 << 10;
     const READS: u64 = 16;
     const BLOCKS: u64 = (LEN / 512) as u64;
-    let rig = Rig::on(1, TargetConfig::default(), "127.0.0.1:0");
-    let (_admin, mut slow) = rig.connect(0);
+    let (_admin, mut slow) = rig.connect(digests);
     let (_other, mut writer) = rig.connect(0);
     let mut fill = |byte: u8| {
         for i in 0..READS {

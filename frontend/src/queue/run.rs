@@ -371,7 +371,7 @@ impl<T: Transport> Queue<T> {
             }
         };
         let cookie = u64::from(ticket.slot);
-        match whole && self.transport.borrows() {
+        match whole && T::BORROWS {
             true => io.forward_to_borrow(&channel, self.clone(), cookie),
             false => io.forward(&channel, self.clone(), cookie),
         }

@@ -99,6 +99,10 @@ pub trait Transport: Sized + 'static {
     /// Whether [`Transport::intercept`] has anything to say about commands of I/O queues.
     const INTERCEPTS_IO: bool;
 
+    /// Whether what a read brings may be a volume's own memory ([`Io::forward_to_borrow`](engine::Io::forward_to_borrow)):
+    /// then the transport lets go of it by the end of the turn.
+    const BORROWS: bool = false;
+
     /// Takes a command that only this transport knows: Create I/O Submission Queue, Property Get. `None` leaves it to
     /// the controller and the namespaces.
     fn intercept(
@@ -120,12 +124,6 @@ pub trait Transport: Sized + 'static {
         len: usize,
         to: &mut Sgl,
     ) -> Data;
-
-    /// Whether what a read brings may be a volume's own memory ([`engine::Io::forward_to_borrow`]): then the transport lets
-    /// go of it by the end of the turn.
-    fn borrows(&self) -> bool {
-        false
-    }
 
     /// Whether a command that waits for its data may end now: not while the peer has been asked for the data and will
     /// send it.

@@ -236,6 +236,7 @@ impl Connection {
 impl Transport for Wire {
     type Command = Capsule;
     const INTERCEPTS_IO: bool = true;
+    const BORROWS: bool = true;
 
     fn intercept(
         &self,
@@ -329,11 +330,6 @@ impl Transport for Wire {
                 None => Data::Later,
             },
         }
-    }
-
-    fn borrows(&self) -> bool {
-        // A digest is of bytes that stay; those of a volume do so until the kernel has them, and are not to be looked at.
-        !self.0.agreed().ddgst
     }
 
     fn may_end(&self, ticket: Ticket) -> bool {
