@@ -19,6 +19,9 @@ const APART: f64 = 2.0;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Who waits longer than this for the other's answer has been left alone.
 const ALONE: Duration = Duration::from_millis(100);
+/// A thread that does nothing stands still when the machine does: so much is a stall, and so long it is watched.
+const STALL: Duration = Duration::from_micros(10);
+const WATCHED: Duration = Duration::from_secs(1);
 /// What ends the one who answers.
 const END: u32 = u32::MAX;
 
@@ -57,6 +60,17 @@ impl Cores {
         self.repeated.set(self.repeated.get() + 1);
     }
 
+    /// For the page: what a program sees of each CPU that only looks at the clock.
+    pub fn stalls(&self) -> String {
+        let each = |cpu| match stalls(cpu) {
+            Some((count, share)) => {
+                format!("CPU {cpu} {count:.0} times a second, {:.2} % of the time", share * 100.0)
+            }
+            None => format!("CPU {cpu} unknown"),
+        };
+        self.cpus.map(each).join("; ")
+    }
+
     /// For the page.
     pub fn describe(&self) -> String {
         format!(
@@ -66,6 +80,27 @@ impl Cores {
             APART * self.least.get()
         )
     }
+}
+
+/// How often a second a thread that only looks at the clock stands still for more than [`STALL`], and which share of the
+/// time that is.
+fn stalls(cpu: usize) -> Option<(f64, f64)> {
+    let run = move || {
+        pin(cpu)?;
+        let begin = Instant::now();
+        let (mut before, mut count, mut still) = (begin, 0u32, Duration::ZERO);
+        while before - begin < WATCHED {
+            let now = Instant::now();
+            let gap = now - before;
+            before = now;
+            if gap > STALL {
+                (count, still) = (count + 1, still + gap);
+            }
+        }
+        let all = (before - begin).as_secs_f64();
+        Some((f64::from(count) / all, still.as_secs_f64() / all))
+    };
+    std::thread::spawn(run).join().ok().flatten()
 }
 
 fn pin(cpu: usize) -> Option<()> {
@@ -139,5 +174,6 @@ mod tests {
             assert!(took > 1.0, "{took}");
         }
         assert!(handover([0, 100_000]).is_none());
+        assert!(stalls(0).is_none_or(|(_, share)| share < 1.0) && stalls(100_000).is_none());
     }
 }

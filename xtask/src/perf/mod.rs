@@ -155,6 +155,7 @@ fn measure(
         targets.into_iter().try_for_each(Target::stop)?;
     }
     results.machine.push(("between the CPUs".into(), cores.describe()));
+    results.machine.push(("a thread that does nothing stands still for over 10 µs".into(), cores.stalls()));
     Ok(results)
 }
 
