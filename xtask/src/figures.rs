@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::perf::cores::Cores;
 use crate::process::capture;
 
+/// Runs of a figure that are repeated at most.
+const TRIALS: usize = 10;
 const DEPTHS: [u32; 3] = [1, 32, 128];
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -85,6 +88,7 @@ fn take(program: &Path, options: &Options, directory: &Path) -> Result<String> {
     Server::start(program, options, directory, "first.toml")?.stop()?;
     let server = Server::start(program, options, directory, "second.toml")?;
 
+    let cores = Cores::new(&options.target_cpu.to_string(), options.load_cpu)?;
     let at = |name: &str| directory.join("ctrlr").join(name).display().to_string();
     let routes = [
         Route { name: "vfio-user → RAM", arguments: vec!["--vfio-user".into(), at("direct")] },
@@ -108,7 +112,7 @@ fn take(program: &Path, options: &Options, directory: &Path) -> Result<String> {
         for pattern in ["read", "write"] {
             for depth in DEPTHS {
                 eprintln!("{}, {pattern}, depth {depth}", route.name);
-                let row = median(program, options, &server, route, pattern, depth)?;
+                let row = median(program, options, (&cores, &server), route, pattern, depth)?;
                 let [iops, p50, p99, p999, cpu] = row;
                 writeln!(
                     table,
@@ -125,13 +129,15 @@ fn take(program: &Path, options: &Options, directory: &Path) -> Result<String> {
 fn median(
     program: &Path,
     options: &Options,
-    server: &Server,
+    (cores, server): (&Cores, &Server),
     route: &Route,
     pattern: &str,
     depth: u32,
 ) -> Result<[f64; 5]> {
     let mut rows = Vec::new();
-    for _ in 0..options.runs.max(1) {
+    let mut again = TRIALS;
+    while rows.len() < options.runs.max(1) {
+        cores.wait();
         let mut command = Command::new(program);
         command.arg("bench").args(&route.arguments).args(["--pattern", &format!("rand{pattern}")]);
         command.args(["--output-format", "json"]);
@@ -143,6 +149,11 @@ fn median(
             &server.child.id().to_string(),
         ]);
         let result: Value = serde_json::from_str(&capture(&mut command)?).context("what bench printed")?;
+        // The hypervisor may have taken the CPUs apart.
+        if !cores.are_near() && again > 0 {
+            again -= 1;
+            continue;
+        }
         let (job, side) = (&result["jobs"][0], &result["jobs"][0][pattern]);
         let number = |v: &Value| v.as_f64().context("a figure is missing");
         let percentile =

@@ -2,7 +2,7 @@
 //! another, as a page that stands alone and a table of ratios.
 
 mod chart;
-mod cores;
+pub(crate) mod cores;
 mod idle;
 mod isthmus;
 mod page;
