@@ -234,7 +234,7 @@ impl Sq {
         any
     }
 
-    /// Has the processor fetch what will be: it is in the caches of whoever wrote it.
+    /// Has the processor bring the batch's entries near: they are in the caches of whoever wrote them.
     fn look_ahead(&self) {
         let (head, tail) = (self.head.get(), self.tail.get());
         // What lies before the wrap is enough.

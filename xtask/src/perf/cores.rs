@@ -30,7 +30,7 @@ pub struct Cores {
     cpus: [usize; 2],
     /// The least that a line took from one to the other, in nanoseconds.
     least: Cell<f64>,
-    /// Runs that were repeated, or waited for, since they were apart.
+    /// Runs that were repeated since they were apart.
     repeated: Cell<u32>,
 }
 
@@ -73,6 +73,9 @@ impl Cores {
 
     /// For the page.
     pub fn describe(&self) -> String {
+        if self.least.get().is_infinite() {
+            return "unknown: they are one, or others run there".into();
+        }
         format!(
             "a line goes from one to the other in {:.0} ns; {} runs repeated in which it took over {:.0}",
             self.least.get(),
@@ -174,6 +177,8 @@ mod tests {
             assert!(took > 1.0, "{took}");
         }
         assert!(handover([0, 100_000]).is_none());
+        let one = Cores::new("0", 0).unwrap();
+        assert!(one.are_near() && one.describe().contains("unknown"));
         assert!(stalls(0).is_none_or(|(_, share)| share < 1.0) && stalls(100_000).is_none());
     }
 }
