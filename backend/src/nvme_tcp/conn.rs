@@ -21,8 +21,14 @@ use super::promise::Promise;
 use super::queue::{Answer, Owner, Place, Queue, Taken, Way};
 use super::reason::Reason;
 
-/// Bytes received at once, when they are to be copied.
-const RECEIVE: usize = 64 << 10;
+/// Bytes received at once, when they are to be copied: what a turn cannot receive waits for another. Measured: 64 KiB, of 15
+/// reads, are a tenth slower at depth 32 and more.
+const RECEIVE: usize = 256 << 10;
+/// A batch of fewer commands waits for more, up to [`PATIENCE`] turns, while others are out: on a busy shard commands are in
+/// several stages of their way at a time, and each stage would make a send and a receive of every turn. One that would
+/// wait alone goes at once, and turns without work are short: a microsecond for them all.
+const GATHER: usize = 8;
+const PATIENCE: u8 = 2;
 
 const ECANCELED: i32 = Errno::ECANCELED as i32;
 const EINTR: i32 = Errno::EINTR as i32;
@@ -52,6 +58,8 @@ struct Inner {
     rx_to: Option<u16>,
     tx: Batch,
     tx_op: Option<OpId>,
+    /// Turns that the batch has waited.
+    waited: u8,
     /// Commands that are taken back as soon as the kernel has none of their memory.
     taking: Vec<u16>,
     closing: Option<Reason>,
@@ -60,6 +68,14 @@ struct Inner {
 impl Inner {
     fn place(&self) -> Option<Place> {
         if self.closing.is_none() { self.queue.place() } else { None }
+    }
+
+    /// Whether the batch waits another turn for more.
+    fn gathers(&mut self) -> bool {
+        let waits =
+            self.waited < PATIENCE && (1..GATHER).contains(&self.queue.outbox.len()) && self.queue.has_sent();
+        self.waited = if waits { self.waited + 1 } else { 0 };
+        waits
     }
 }
 
@@ -87,6 +103,7 @@ impl Conn {
                 rx_to: None,
                 tx: Batch::new(),
                 tx_op: None,
+                waited: 0,
                 taking: Vec::new(),
                 closing: None,
             }),
@@ -352,7 +369,13 @@ impl Channel for Conn {
     fn revoke(&self, _scope: Scope) {}
 
     fn kick(self: Rc<Self>) {
+        let mut inner = self.inner.borrow_mut();
+        if inner.gathers() {
+            drop(inner);
+            let shard = self.shard.clone();
+            return shard.dirty_next_turn(self);
+        }
         self.dirty.set(false);
-        self.send(&mut self.inner.borrow_mut());
+        self.send(&mut inner);
     }
 }

@@ -249,11 +249,19 @@ impl Queue {
         all.into_iter().map(|c| c.owner).collect()
     }
 
+    fn out(&self) -> usize {
+        self.slots.len().saturating_sub(self.free.len())
+    }
+
+    /// Whether commands are out besides those that are still to be sent.
+    pub fn has_sent(&self) -> bool {
+        self.out() > self.outbox.len()
+    }
+
     /// How many bytes to receive next: when only large reads are out, a header alone, so that their payload need not
     /// be copied.
     pub fn window(&self, most: usize) -> usize {
-        let out = self.slots.len().saturating_sub(self.free.len());
-        if self.large > 0 && out == self.large && self.framer.at_header() {
+        if self.large > 0 && self.out() == self.large && self.framer.at_header() {
             super::wire::HEADER.saturating_add(self.agreed.hdgst()).min(most)
         } else {
             most

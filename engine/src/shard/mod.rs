@@ -86,6 +86,8 @@ struct Inner {
     pollers: poller::Pollers,
     completed: RefCell<VecDeque<(Io, IoResult)>>,
     dirty: Batch<Rc<dyn Channel>>,
+    /// Dirty at the end of the next turn.
+    later: Batch<Rc<dyn Channel>>,
     ends: Batch<Rc<dyn TurnEnd>>,
     channels: RefCell<HashMap<usize, WeakChannelRef>>,
     locals: RefCell<HashMap<u64, Rc<dyn Any>>>,
@@ -111,6 +113,7 @@ impl Shard {
             pollers: poller::Pollers::default(),
             completed: RefCell::default(),
             dirty: Batch::default(),
+            later: Batch::default(),
             ends: Batch::default(),
             channels: RefCell::default(),
             locals: RefCell::default(),
@@ -154,6 +157,11 @@ impl Shard {
     /// each call of this. Channels keep a flag of their own so that a batch notes itself once.
     pub fn dirty(&self, channel: Rc<dyn Channel>) {
         self.0.dirty.push(channel);
+    }
+
+    /// As [`Shard::dirty`], at the end of the next turn: for one that waits for more to send.
+    pub fn dirty_next_turn(&self, channel: Rc<dyn Channel>) {
+        self.0.later.push(channel);
     }
 
     /// As [`Shard::dirty`], for what is no channel: a host's connection or completion queue with answers to send.

@@ -37,6 +37,7 @@ impl Shard {
         shard.pollers.clear();
         shard.timers.clear();
         shard.dirty.each(drop);
+        shard.later.each(drop);
         shard.ends.each(drop);
         drop((shard.locals.take(), shard.completed.take()));
     }
@@ -44,6 +45,7 @@ impl Shard {
     /// One turn, without the wait at its end. Whether anything happened.
     pub(super) fn turn(&self) -> bool {
         self.tick();
+        self.0.later.each(|channel| self.0.dirty.push(channel));
         let mut busy = self.0.pollers.poll();
         if busy {
             self.0.polled.set(self.now());
@@ -108,6 +110,8 @@ impl Shard {
 
     /// Whether the shard itself has made work: what comes from elsewhere rings the bell.
     pub(super) fn has_local_work(&self) -> bool {
-        !self.0.completed.borrow().is_empty() || !self.0.dirty.is_empty() || !self.0.ends.is_empty()
+        let shard = &self.0;
+        !shard.completed.borrow().is_empty()
+            || !(shard.dirty.is_empty() && shard.later.is_empty() && shard.ends.is_empty())
     }
 }

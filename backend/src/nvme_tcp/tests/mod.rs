@@ -1,6 +1,7 @@
 //! The initiator against a target that does what a test wants.
 
 mod conformance;
+mod gather;
 mod hostile;
 mod hostile_admin;
 mod io;
