@@ -272,7 +272,14 @@ impl Io {
 
     fn push(mut self, to: &ChannelRef, issuer: Rc<dyn Issuer>, cookie: u64, instead: bool) {
         let started = shard::now();
-        self.0.frames.push(Frame { issuer, cookie, called: to.clone(), started, instead });
+        let frame = || Frame { issuer, cookie, called: to.clone(), started, instead };
+        let frames = &mut self.0.frames;
+        // Where there is room for certain the frame is built in its place, and not copied there: the processor would wait
+        // for each of its parts to be stored.
+        match frames.len() < frames.capacity() {
+            true => frames.push(frame()),
+            false => push_cold(frames, frame()),
+        }
         to.channel().submit(self);
     }
 
@@ -310,10 +317,19 @@ impl Io {
         let Some(frame) = self.0.frames.pop() else { return };
         let waited = shard::now().saturating_sub(frame.started);
         frame.called.stats().record(&self.0.request, frame.called.block_size(), waited, &result);
-        let own = if frame.instead { self.0.own.pop() } else { None };
-        self.0.below = own.map(|own| std::mem::replace(&mut self.0.request, own));
+        if frame.instead {
+            let own = self.0.own.pop();
+            self.0.below = own.map(|own| std::mem::replace(&mut self.0.request, own));
+        } else if self.0.below.is_some() {
+            self.0.below = None;
+        }
         frame.issuer.resume(self, frame.cookie, result);
     }
+}
+
+#[cold]
+fn push_cold(frames: &mut SmallVec<[Frame; 4]>, frame: Frame) {
+    frames.push(frame);
 }
 
 impl Drop for Body {

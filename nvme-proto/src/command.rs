@@ -141,6 +141,12 @@ impl Cqe {
         self.status.status()
     }
 
+    /// Its dwords.
+    pub fn words(&self) -> [u32; 4] {
+        let pair = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
+        [self.dw0, self.dw1, pair(self.sqhd, self.sqid), pair(self.cid, self.status.0)]
+    }
+
     /// Dwords 0 and 1 as one value: what Property Get answers.
     pub const fn result64(&self) -> u64 {
         (self.dw1 as u64) << 32 | self.dw0 as u64

@@ -232,20 +232,22 @@ impl Sgl {
         });
     }
 
-    /// Writes 16 bytes at byte `at` such that who sees the last four sees the others: a completion queue entry, whose
-    /// phase tag is there.
+    /// Writes four words, little-endian, at byte `at` such that who sees the last sees the others: a completion queue entry,
+    /// whose phase tag is there.
     ///
     /// # Panics
     /// If they are not within one run, at an address that is a multiple of 4.
-    pub fn publish(&self, at: usize, bytes: &[u8; 16]) {
-        let [first @ .., a, b, c, d] = bytes;
-        self.each(at, bytes.len(), |seg| {
-            assert!(seg.len == bytes.len() && seg.addr().is_multiple_of(4), "an entry lies in one run");
-            let last = u32::from_ne_bytes([*a, *b, *c, *d]);
-            // SAFETY: as in `copy_in`; the last word is aligned, and atomics allow for the guest's accesses.
-            unsafe {
-                seg.ptr.as_ptr().copy_from_nonoverlapping(first.as_ptr(), first.len());
-                AtomicU32::from_ptr(seg.ptr.as_ptr().add(first.len()).cast()).store(last, Ordering::Release);
+    pub fn publish(&self, at: usize, words: [u32; 4]) {
+        self.each(at, size_of_val(&words), |seg| {
+            assert!(
+                seg.len == size_of_val(&words) && seg.addr().is_multiple_of(4),
+                "an entry lies in one run"
+            );
+            let to: *mut u32 = seg.ptr.as_ptr().cast();
+            for (i, word) in words.into_iter().enumerate() {
+                // SAFETY: within the run, as was asserted, and aligned; atomics allow for the guest's accesses.
+                let to = unsafe { AtomicU32::from_ptr(to.add(i)) };
+                to.store(word.to_le(), if i == 3 { Ordering::Release } else { Ordering::Relaxed });
             }
         });
     }

@@ -111,7 +111,10 @@ impl Shard {
     /// Whether the shard itself has made work: what comes from elsewhere rings the bell.
     pub(super) fn has_local_work(&self) -> bool {
         let shard = &self.0;
-        !shard.completed.borrow().is_empty()
-            || !(shard.dirty.is_empty() && shard.later.is_empty() && shard.ends.is_empty())
+        let idle = shard.completed.borrow().is_empty()
+            && shard.dirty.is_empty()
+            && shard.later.is_empty()
+            && shard.ends.is_empty();
+        !idle
     }
 }

@@ -186,12 +186,12 @@ impl Cq {
         let gpa = self.base + offset;
         cqe.status = cqe.status.status().with_phase(self.phase.get());
         let own = self.memory.get(memory, self.base, u64::from(self.entries) * ENTRY, Access::Write);
-        let stored = match (&own, cqe.as_bytes().first_chunk()) {
-            (Some(own), Some(bytes)) => {
-                own.publish(offset as usize, bytes);
+        let stored = match &own {
+            Some(own) => {
+                own.publish(offset as usize, cqe.words());
                 Ok(())
             }
-            _ => store(memory, gpa, &cqe),
+            None => store(memory, gpa, &cqe),
         };
         let posted = match stored {
             Ok(()) => {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use engine::mem::{Access, MemError, Sgl};
 use nvme_proto::aen::ErrorInfo;
 use nvme_proto::opcode::AdminOpcode;
-use nvme_proto::zerocopy::FromBytes;
+use nvme_proto::zerocopy::IntoBytes;
 use nvme_proto::{Cqe, Sqe, Status};
 
 use super::cq::{Cq, InvalidValue};
@@ -184,6 +184,7 @@ impl Sq {
         let sq = queue.transport();
         sq.look_ahead();
         let mut any = false;
+        let mut sqe = Sqe::default();
         for _ in 0..BATCH {
             if sq.head.get() == sq.tail.get() || !queue.has_room() {
                 break;
@@ -192,7 +193,7 @@ impl Sq {
             if !is_second && !sq.cq.reserve() {
                 break;
             }
-            let Some(sqe) = sq.next(queue) else {
+            if !sq.next(queue, &mut sqe) {
                 match is_second {
                     true => sq.second.set(true),
                     false => sq.cq.release(),
@@ -216,7 +217,7 @@ impl Sq {
                 sq.cq.release();
                 command.reserved = false;
             }
-            if let Err(command) = queue.execute(sqe, command) {
+            if let Err(command) = queue.execute(&sqe, command) {
                 if command.reserved {
                     sq.cq.release();
                 }
@@ -247,12 +248,14 @@ impl Sq {
         }
     }
 
-    /// The command at the head. It is copied once: what the guest does to its memory afterwards changes nothing.
-    fn next(&self, queue: &Rc<Queue<Sq>>) -> Option<Sqe> {
+    /// Copies the command at the head to `to`, if it is here. It is copied once: what the guest does to its memory afterwards
+    /// changes nothing.
+    #[inline]
+    fn next(&self, queue: &Rc<Queue<Sq>>, to: &mut Sqe) -> bool {
         if let Some(sqe) = self.ahead.borrow_mut().pop_front() {
-            return Some(sqe);
+            *to = sqe;
+            return true;
         }
-        let mut raw = [0; ENTRY as usize];
         let offset = u64::from(self.head.get()) * ENTRY;
         let at = self.base + offset;
         let read = {
@@ -260,14 +263,14 @@ impl Sq {
             let own = self.memory.get(&memory, self.base, len, Access::Read);
             match own {
                 Some(own) => {
-                    own.copy_out(offset as usize, &mut raw);
+                    own.copy_out(offset as usize, to.as_mut_bytes());
                     Ok(())
                 }
-                None => memory.read(at, &mut raw),
+                None => memory.read(at, to.as_mut_bytes()),
             }
         };
         match read {
-            Ok(()) => return Sqe::read_from_bytes(&raw).ok(),
+            Ok(()) => return true,
             Err(MemError::ByMessage { .. }) => {
                 self.fetching.set(true);
                 let (head, tail) = (self.head.get(), self.tail.get());
@@ -276,7 +279,7 @@ impl Sq {
             }
             Err(_) => self.blind.set(true),
         }
-        None
+        false
     }
 
     /// Commands came by message; none if they could not be had. Then the host is not asked again for what it refuses,
@@ -407,14 +410,14 @@ impl Transport for Sq {
         Data::Later
     }
 
-    fn complete(&self, command: Fetched, completion: Completion, data: &mut Sgl) {
+    fn complete(&self, command: Fetched, completion: &Completion, data: &mut Sgl) {
         let staged = command.staged.filter(|_| !data.is_empty());
         match staged.and_then(|to| Some((to, self.function.queue(self.qid)?))) {
             Some((to, queue)) => {
                 let data = std::mem::take(data);
-                staged::deliver(&self.function, queue, to, completion, data, command.reserved);
+                staged::deliver(&self.function, queue, to, *completion, data, command.reserved);
             }
-            None => self.post(&completion, command.reserved),
+            None => self.post(completion, command.reserved),
         }
     }
 

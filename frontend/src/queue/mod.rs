@@ -155,7 +155,7 @@ impl<T: Transport> Queue<T> {
     ///
     /// # Errors
     /// There is no room (see [`Queue::has_room`]): the command comes back.
-    pub fn execute(self: &Rc<Self>, sqe: Sqe, command: T::Command) -> Result<Ticket, T::Command> {
+    pub fn execute(self: &Rc<Self>, sqe: &Sqe, command: T::Command) -> Result<Ticket, T::Command> {
         if self.closing.get() {
             return Err(command);
         }

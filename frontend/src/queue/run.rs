@@ -18,10 +18,9 @@ use crate::nvm::{self, Blocks, Command};
 /// NSID of Flush for all namespaces.
 const ALL_NAMESPACES: u32 = 0xffff_ffff;
 
-/// How a command ends.
+/// How a command ends, beside its reply.
 #[derive(Default)]
 struct End {
-    reply: Reply,
     /// What its memory holds is for the host.
     to_host: bool,
     /// Where it failed, if that is known.
@@ -30,37 +29,31 @@ struct End {
     io: Option<Io>,
 }
 
-impl From<Reply> for End {
-    fn from(reply: Reply) -> Self {
-        End { reply, ..End::default() }
-    }
-}
-
 impl<T: Transport> Queue<T> {
     /// Finds who executes a command that was just fetched.
-    pub(super) fn dispatch(self: &Rc<Self>, ticket: Ticket, sqe: Sqe) {
+    pub(super) fn dispatch(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe) {
         // Admin commands are never fused, whether the transport or the controller would execute them.
         if self.qid == 0 && sqe.flags.fuse() != 0 {
             return self.end(ticket, Status::INVALID_FIELD.dnr().into());
         }
         let intercepted = match self.qid == 0 || T::INTERCEPTS_IO {
             true => {
-                self.with_command(ticket, |c, _| self.transport.intercept(self, ticket, &sqe, c)).flatten()
+                self.with_command(ticket, |c, _| self.transport.intercept(self, ticket, sqe, c)).flatten()
             }
             false => None,
         };
         match (intercepted, &self.controller) {
             (Some(outcome), _) => {
                 self.break_pair();
-                self.settle(ticket, &sqe, outcome);
+                self.settle(ticket, sqe, outcome);
             }
             (None, Some(controller)) => {
                 // The command waits before the controller sees it: the answer may come inside the call.
                 self.stage(ticket, Stage::Waiting);
-                let outcome = controller.admin(self.clone(), ticket, &sqe);
-                self.settle(ticket, &sqe, outcome);
+                let outcome = controller.admin(self.clone(), ticket, sqe);
+                self.settle(ticket, sqe, outcome);
             }
-            (None, None) => self.nvm(ticket, &sqe),
+            (None, None) => self.nvm(ticket, sqe),
         }
     }
 
@@ -117,7 +110,10 @@ impl<T: Transport> Queue<T> {
             Ok(Command::Blocks(blocks)) if blocks.op.has_data() => {
                 let len = (blocks.blocks as usize) << attachment.block_shift;
                 let direction = if blocks.op == Op::Read { Direction::ToHost } else { Direction::FromHost };
-                self.transfer(ticket, sqe, direction, len, Pending::Blocks(attachment, blocks));
+                match self.data_of(ticket, sqe, direction, len) {
+                    Some(Data::Ready) => self.start(ticket, sqe, attachment, blocks),
+                    data => self.not_ready(ticket, data, Pending::Blocks(attachment, blocks)),
+                }
             }
             Ok(Command::Blocks(blocks)) => self.start(ticket, sqe, attachment, blocks),
         }
@@ -147,17 +143,27 @@ impl<T: Transport> Queue<T> {
         len: usize,
         then: Pending,
     ) {
-        let data = self.with_command(ticket, |command, to| {
-            self.transport.data(ticket, sqe, command, direction, len, to)
-        });
-        match data {
+        match self.data_of(ticket, sqe, direction, len) {
             Some(Data::Ready) => self.go_on(ticket, sqe, then),
-            Some(Data::Failed(status)) => {
-                self.stage(ticket, Stage::Data(then));
-                self.end(ticket, status.into());
-            }
-            Some(Data::Later) => self.stage(ticket, Stage::Data(then)),
-            None => {}
+            data => self.not_ready(ticket, data, then),
+        }
+    }
+
+    #[inline]
+    fn data_of(&self, ticket: Ticket, sqe: &Sqe, direction: Direction, len: usize) -> Option<Data> {
+        let mut slots = self.slots.borrow_mut();
+        let slot = slots.get(ticket)?;
+        let command = slot.command.as_mut()?;
+        let io = slot.io.get_or_insert_with(|| self.io(ticket));
+        Some(self.transport.data(ticket, sqe, command, direction, len, &mut io.request_mut().sgl))
+    }
+
+    /// The data is to come, or does not.
+    #[cold]
+    fn not_ready(self: &Rc<Self>, ticket: Ticket, data: Option<Data>, then: Pending) {
+        self.stage(ticket, Stage::Data(then));
+        if let Some(Data::Failed(status)) = data {
+            self.end(ticket, status.into());
         }
     }
 
@@ -178,8 +184,13 @@ impl<T: Transport> Queue<T> {
 
     /// Takes a command's I/O out of its slot.
     fn io_of(&self, ticket: Ticket, slot: &mut Slot<T::Command>) -> Io {
-        let id = IoId { origin: self.origin, tag: u64::from(ticket.slot) };
-        slot.io.take().unwrap_or_else(|| Io::new(id))
+        slot.io.take().unwrap_or_else(|| self.io(ticket))
+    }
+
+    /// The first I/O of a slot.
+    #[cold]
+    fn io(&self, ticket: Ticket) -> Io {
+        Io::new(IoId { origin: self.origin, tag: u64::from(ticket.slot) })
     }
 
     /// Takes the data of a command that is not with a volume.
@@ -258,7 +269,7 @@ impl<T: Transport> Queue<T> {
                 if let Some(sgl) = io.as_ref().map(Io::sgl) {
                     sgl.copy_in(0, &bytes[..bytes.len().min(sgl.len())]);
                 }
-                self.release(ticket, End { to_host: true, io, ..End::default() });
+                self.release(ticket, Reply::default(), End { to_host: true, io, ..End::default() });
             }
             Pending::FromHost => {
                 let bytes = self.take_bytes(ticket);
@@ -282,6 +293,7 @@ impl<T: Transport> Queue<T> {
     }
 
     /// Does an operation on blocks whose memory the slot's I/O has.
+    #[inline]
     fn start(self: &Rc<Self>, ticket: Ticket, sqe: &Sqe, attachment: Rc<Attachment>, whole: Blocks) {
         let most = attachment.limits.max_blocks;
         let commit = attachment.limits.volatile_cache && nvm::commits_first(sqe);
@@ -292,6 +304,7 @@ impl<T: Transport> Queue<T> {
         self.work(ticket, Work::new(attachment, pieces));
     }
 
+    #[inline]
     pub(super) fn work(self: &Rc<Self>, ticket: Ticket, mut work: Work) {
         if !work.attachment.is_current()
             && let Err(status) = self.check_again(&work)
@@ -342,7 +355,9 @@ impl<T: Transport> Queue<T> {
         }
     }
 
-    /// Sends the next piece of a command to its volume, or ends the command; `begins` is one that starts.
+    /// Sends the next piece of a command to its volume, or ends the command; `begins` is one that starts, and should be built
+    /// in its slot: a copy would wait for each of its parts to be stored.
+    #[inline(always)]
     fn next_piece(self: &Rc<Self>, ticket: Ticket, begins: Option<Work>) {
         let (io, channel, whole) = {
             let mut slots = self.slots.borrow_mut();
@@ -378,11 +393,10 @@ impl<T: Transport> Queue<T> {
     }
 
     pub(super) fn end(self: &Rc<Self>, ticket: Ticket, reply: Reply) {
-        self.release(ticket, reply.into());
+        self.release(ticket, reply, End::default());
     }
 
-    fn release(self: &Rc<Self>, ticket: Ticket, end: End) {
-        let reply = end.reply;
+    fn release(self: &Rc<Self>, ticket: Ticket, reply: Reply, end: End) {
         let failed = !reply.status.is_success();
         let (released, sqe) = {
             let mut slots = self.slots.borrow_mut();
@@ -394,7 +408,7 @@ impl<T: Transport> Queue<T> {
         if last && self.qid != 0 {
             self.shared.busy().end(self.local().shard().now());
         }
-        self.answer(command, Completion { ticket, cid, reply }, end.io.or(io), end.to_host);
+        self.answer(command, &Completion { ticket, cid, reply }, end.io.or(io), end.to_host);
         if let Some(sqe) = sqe {
             self.note_failure(&sqe, reply.status, end.lba);
         }
@@ -413,7 +427,8 @@ impl<T: Transport> Queue<T> {
     }
 
     /// Has the transport answer, and keeps the I/O without its memory.
-    fn answer(&self, command: T::Command, completion: Completion, io: Option<Io>, to_host: bool) {
+    #[inline]
+    fn answer(&self, command: T::Command, completion: &Completion, io: Option<Io>, to_host: bool) {
         let Some(mut io) = io else {
             return self.transport.complete(command, completion, &mut Sgl::empty());
         };
@@ -590,7 +605,7 @@ impl<T: Transport> Issuer for Queue<T> {
                     io.request_mut().sgl = std::mem::take(&mut parts.data);
                 }
                 drop(slots);
-                return self.release(ticket, End { to_host, io: Some(io), ..End::default() });
+                return self.release(ticket, Reply::default(), End { to_host, io: Some(io), lba: None });
             }
             let lba = io.lba();
             slot.io = Some(io);
@@ -602,6 +617,6 @@ impl<T: Transport> Issuer for Queue<T> {
             self.end(ticket, Reply::default());
             of = second;
         }
-        self.release(of, End { reply: status.into(), lba: Some(lba), ..End::default() });
+        self.release(of, status.into(), End { lba: Some(lba), ..End::default() });
     }
 }

@@ -154,13 +154,13 @@ impl<C> Slots<C> {
     }
 
     /// A slot for a command; the command comes back if there is none.
-    pub fn take(&mut self, sqe: Sqe, command: C) -> Result<Ticket, C> {
+    pub fn take(&mut self, sqe: &Sqe, command: C) -> Result<Ticket, C> {
         let at = match self.free.pop() {
             Some(at) => at,
             None if self.all.len() < usize::from(self.depth) => {
                 let at = self.all.len() as u16;
                 self.all.push(Slot {
-                    sqe,
+                    sqe: *sqe,
                     command: None,
                     io: None,
                     sent: 0,
@@ -177,7 +177,7 @@ impl<C> Slots<C> {
             None => return Err(command),
         };
         let slot = &mut self.all[usize::from(at)];
-        slot.sqe = sqe;
+        slot.sqe = *sqe;
         slot.command = Some(command);
         slot.stage = Stage::Fetched;
         slot.seq = slot.seq.wrapping_add(1);

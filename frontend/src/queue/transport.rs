@@ -91,7 +91,7 @@ pub struct Completion {
 }
 
 /// One queue's half of a transport. It is called by its queue, and calls the queue back only from outside these calls
-/// (but for [`Queue::ticket_in_use`] and the like).
+/// (but for [`Queue::cid`] and the like, and not even those from [`Transport::data`]).
 pub trait Transport: Sized + 'static {
     /// What it keeps of a command from [`Queue::execute`] to [`Transport::complete`].
     type Command;
@@ -134,7 +134,7 @@ pub trait Transport: Sized + 'static {
 
     /// Answers a command. It notes the answer and sends it at the end of the turn, with others. `data` is for the host,
     /// and may be taken; it is empty unless the command succeeded and reads.
-    fn complete(&self, command: Self::Command, completion: Completion, data: &mut Sgl);
+    fn complete(&self, command: Self::Command, completion: &Completion, data: &mut Sgl);
 
     /// The queue closes: nothing is fetched any more, commands that wait for data have ended.
     fn closing(&self);

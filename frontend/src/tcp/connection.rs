@@ -267,7 +267,7 @@ impl Connection {
         };
         let held = data.as_ref().map_or(0, |data| data.len().max(self.rx.borrow().share()));
         self.home.inflow.take(&self.capsules, held);
-        let Err(capsule) = queue.execute(sqe, Capsule { data, intact, held }) else { return Ok(()) };
+        let Err(capsule) = queue.execute(&sqe, Capsule { data, intact, held }) else { return Ok(()) };
         self.home.inflow.give_back(&self.capsules, capsule.held);
         if queue.is_closing() {
             return Ok(());

@@ -15,6 +15,8 @@ const LARGE: usize = 256 << 10;
 const PART: usize = 8;
 /// Data of which more than this is still to come is received where it belongs, not in a chunk.
 const DIRECT: usize = 4 << 10;
+/// After such data as many bytes are received in a chunk: for the header of more like it, and little that is to be copied.
+const HEADS: usize = 1 << 10;
 
 /// What became of the bytes that were there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub(super) struct Receiver {
     direct: bool,
     /// As much came as there was room for.
     filled: bool,
+    /// The last receive was direct.
+    after_direct: bool,
 }
 
 impl Receiver {
@@ -54,6 +58,7 @@ impl Receiver {
             sink: None,
             direct: false,
             filled: false,
+            after_direct: false,
         }
     }
 
@@ -177,11 +182,13 @@ impl Receiver {
         if self.chunk.is_unique() {
             (self.start, self.end) = (0, 0);
         }
-        (self.chunk.sgl(self.end, self.room()), 0)
+        let most = if self.after_direct { HEADS } else { size };
+        (self.chunk.sgl(self.end, self.room().min(most)), 0)
     }
 
     /// `n` bytes have come to the last target.
     pub fn received(&mut self, n: usize) {
+        self.after_direct = self.direct;
         if !self.direct {
             self.filled = n == self.room() || self.filled && n > CHUNK;
             self.end = self.end.saturating_add(n);

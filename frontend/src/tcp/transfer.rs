@@ -336,7 +336,7 @@ impl Transport for Wire {
         self.0.slot(ticket, |s| s.transfer.is_none()).unwrap_or(true)
     }
 
-    fn complete(&self, capsule: Capsule, completion: Completion, data: &mut Sgl) {
+    fn complete(&self, capsule: Capsule, completion: &Completion, data: &mut Sgl) {
         let connection = &self.0;
         connection.consumed();
         if capsule.held > 0 {
@@ -346,7 +346,7 @@ impl Transport for Wire {
         if matches!(connection.phase.get(), Phase::Lingering | Phase::Closed) {
             return;
         }
-        let Completion { cid, reply, .. } = completion;
+        let Completion { cid, reply, .. } = *completion;
         if !data.is_empty() && reply.status.is_success() {
             let quiet = !connection.flow_control.get() && reply == Reply::default();
             connection.send_data(cid, std::mem::take(data), state.lease, quiet);
