@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use engine::mem::{Lender, Mapping, Sgl};
+use engine::mem::{Holder, Lender, Sgl, Writing};
 use engine::{Channel, Io, IoError, IoResult, Limits, OnTimer, Op, Scope, Shard, Volume, VolumeStats};
 
 /// Bytes that one lock covers.
@@ -40,8 +40,7 @@ struct Line(RwLock<()>);
 /// See the module.
 #[derive(Debug)]
 pub struct RamVolume {
-    map: Arc<Mapping>,
-    lender: Lender,
+    lender: Arc<Lender>,
     locks: Box<[Line]>,
     limits: Limits,
     stats: VolumeStats,
@@ -55,12 +54,10 @@ impl RamVolume {
     /// mmap(2) when the address space has no such room.
     pub fn new(block_size: u32, blocks: u64) -> io::Result<Arc<Self>> {
         let bytes = crate::bytes_of(block_size, blocks)?;
-        let map = Arc::new(Mapping::anonymous(usize::try_from(bytes).map_err(io::Error::other)?)?);
-        map.prefer_huge();
-        let lender = Lender::new(&map);
+        let lender = Lender::new(usize::try_from(bytes).map_err(io::Error::other)?)?;
         let locks = (0..LOCKS).map(|_| Line::default()).collect();
         let limits = Limits::full(block_size, blocks);
-        Ok(Arc::new(RamVolume { map, lender, locks, limits, stats: VolumeStats::default() }))
+        Ok(Arc::new(RamVolume { lender, locks, limits, stats: VolumeStats::default() }))
     }
 
     fn lock(&self, stripe: usize) -> &RwLock<()> {
@@ -84,9 +81,9 @@ impl RamVolume {
     }
 
     /// Zeroes `range`, at most [`PIECE`] bytes, and gives its whole pages back.
-    fn discard(&self, range: Range<usize>) {
+    fn discard(&self, range: Range<usize>, to: &Writing<'_>) {
         if range.len() <= STRIPE {
-            return self.writing(range, |part| self.map.discard(part.start, part.len()));
+            return self.writing(range, |part| to.discard(part.start, part.len()));
         }
         let touched = range.start / STRIPE..=(range.end - 1) / STRIPE;
         let mut locks: Vec<usize> = touched.map(|stripe| stripe % LOCKS).collect();
@@ -94,7 +91,7 @@ impl RamVolume {
         locks.dedup();
         let take = |lock: &usize| self.locks[*lock].0.write().unwrap_or_else(PoisonError::into_inner);
         let _alone: Vec<_> = locks.iter().map(take).collect();
-        self.map.discard(range.start, range.len());
+        to.discard(range.start, range.len());
     }
 }
 
@@ -118,11 +115,9 @@ impl Volume for RamVolume {
     }
 
     fn open(self: Arc<Self>, shard: &Shard) -> Rc<dyn Channel> {
-        let bytes = self.map.sgl(0, self.map.len()).unwrap_or_default();
-        self.lender.enter();
         Rc::new(RamChannel {
+            bytes: self.lender.hold(),
             volume: self,
-            bytes,
             shard: shard.clone(),
             reads: RefCell::default(),
             writes: RefCell::default(),
@@ -143,8 +138,7 @@ type Batch = Vec<(Io, Range<usize>)>;
 
 struct RamChannel {
     volume: Arc<RamVolume>,
-    /// All of the volume: a hold of the shard's own, so that an I/O counts no references that shards share.
-    bytes: Sgl,
+    bytes: Holder,
     shard: Shard,
     /// What is to be done at the turn's end, and where its bytes are: what only looks at the blocks, and what changes them.
     reads: RefCell<Batch>,
@@ -166,30 +160,26 @@ impl RamChannel {
         fits.then_some(start..end)
     }
 
-    fn transfer(&self, io: &Io, range: Range<usize>) -> IoResult {
+    /// Does a read or a compare.
+    fn look(&self, io: &Io, range: Range<usize>) -> IoResult {
+        let (sgl, start, mut same) = (io.sgl(), range.start, true);
+        self.volume.reading(range, |part| match io.op() {
+            Op::Compare => same = same && self.bytes.same(part.start, part.len(), sgl, part.start - start),
+            _ => self.bytes.read(part.start, part.len(), sgl, part.start - start),
+        });
+        if same { Ok(()) } else { Err(IoError::Miscompare) }
+    }
+
+    /// Does what changes blocks.
+    fn change(&self, io: &Io, range: Range<usize>, to: &Writing<'_>) {
         let (sgl, start) = (io.sgl(), range.start);
         match io.op() {
-            Op::Read => self.volume.reading(range, |part| {
-                sgl.copy_part(part.start - start, &self.bytes, part.start, part.len());
-            }),
             Op::Write { .. } => self.volume.writing(range, |part| {
-                self.bytes.copy_part(part.start, sgl, part.start - start, part.len());
+                to.copy(part.start, part.len(), sgl, part.start - start);
             }),
-            Op::Compare => {
-                let mut same = true;
-                self.volume.reading(range, |part| {
-                    same = same && self.bytes.same_part(part.start, sgl, part.start - start, part.len());
-                });
-                return if same { Ok(()) } else { Err(IoError::Miscompare) };
-            }
-            Op::Flush => {}
-            Op::WriteZeroes { .. } | Op::Unmap => {
-                if !range.is_empty() {
-                    self.volume.discard(range);
-                }
-            }
+            _ if range.is_empty() => {}
+            _ => self.volume.discard(range, to),
         }
-        Ok(())
     }
 
     /// All of the memory, lent, if it may be lent now: nothing that changes it waits.
@@ -197,7 +187,7 @@ impl RamChannel {
         if !self.writes.borrow().is_empty() || !self.discards.borrow().is_empty() {
             return None;
         }
-        self.volume.lender.lend(0, self.bytes.len())
+        self.bytes.lend(0, self.bytes.len())
     }
 
     fn note(self: Rc<Self>) {
@@ -249,11 +239,13 @@ impl Channel for RamChannel {
     fn kick(self: Rc<Self>) {
         self.noted.set(false);
         // Those that write first: what is lent after them comes back before the next.
-        if !self.writes.borrow().is_empty() && !self.volume.lender.is_out() {
+        if !self.writes.borrow().is_empty()
+            && let Some(to) = self.bytes.write()
+        {
             let mut writes = self.writes.take();
             for (io, range) in writes.drain(..) {
-                let result = self.transfer(&io, range);
-                io.complete(result);
+                self.change(&io, range, &to);
+                io.complete(Ok(()));
             }
             self.writes.replace(writes);
         }
@@ -267,7 +259,7 @@ impl Channel for RamChannel {
                 io.complete(Ok(()));
                 continue;
             }
-            let result = self.transfer(&io, range);
+            let result = self.look(&io, range);
             io.complete(result);
         }
         self.reads.replace(reads);
@@ -280,12 +272,10 @@ impl Channel for RamChannel {
 impl OnTimer for RamChannel {
     fn on_timer(self: Rc<Self>, _cookie: u64) {
         self.armed.set(false);
-        if self.volume.lender.is_out() {
-            return self.arm();
-        }
+        let Some(to) = self.bytes.write() else { return self.arm() };
         let Some(mut first) = self.discards.borrow_mut().pop_front() else { return };
         let end = first.left.end.min(first.left.start + PIECE);
-        self.volume.discard(first.left.start..end);
+        self.volume.discard(first.left.start..end, &to);
         first.left.start = end;
         if first.left.is_empty() {
             first.io.complete(Ok(()));
@@ -293,12 +283,6 @@ impl OnTimer for RamChannel {
             self.discards.borrow_mut().push_back(first);
         }
         self.arm();
-    }
-}
-
-impl Drop for RamChannel {
-    fn drop(&mut self) {
-        self.volume.lender.leave();
     }
 }
 

@@ -14,7 +14,7 @@ mod sigbus;
 
 pub use buf::{Buf, pool_bytes};
 pub use guest::{Access, GuestMemory, MemError, Region, RegionId};
-pub use loan::Lender;
+pub use loan::{Holder, Lender, Writing};
 pub use mapping::Mapping;
 pub use sgl::{Seg, Sgl};
 pub use share::MapShare;

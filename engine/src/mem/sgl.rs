@@ -208,6 +208,7 @@ impl Sgl {
     /// # Panics
     /// If they do not fit.
     pub fn copy_in(&self, at: usize, bytes: &[u8]) {
+        self.assert_writable();
         let mut from = bytes;
         self.each(at, bytes.len(), |seg| {
             let (now, rest) = from.split_at(seg.len);
@@ -238,6 +239,7 @@ impl Sgl {
     /// # Panics
     /// If they are not within one run, at an address that is a multiple of 4.
     pub fn publish(&self, at: usize, words: [u32; 4]) {
+        self.assert_writable();
         self.each(at, size_of_val(&words), |seg| {
             assert!(
                 seg.len == size_of_val(&words) && seg.addr().is_multiple_of(4),
@@ -254,6 +256,7 @@ impl Sgl {
 
     /// Writes zeroes over bytes `at .. at + len`.
     pub fn zero(&self, at: usize, len: usize) {
+        self.assert_writable();
         // SAFETY: as in `copy_in`.
         self.each(at, len, |seg| unsafe { seg.ptr.as_ptr().write_bytes(0, seg.len) });
     }
@@ -271,6 +274,7 @@ impl Sgl {
     /// # Panics
     /// If a range is not within its list.
     pub fn copy_part(&self, at: usize, from: &Sgl, from_at: usize, len: usize) {
+        self.assert_writable();
         let mut at = at;
         from.each(from_at, len, |mut source| {
             self.each(at, source.len, |to| {
@@ -327,7 +331,11 @@ impl Sgl {
     }
 
     /// The bytes as runs that anyone may change at any time: what a transform reads from or writes to.
+    ///
+    /// # Panics
+    /// If they are lent.
     pub fn atomics(&self) -> impl Iterator<Item = &[AtomicU8]> {
+        self.assert_writable();
         // SAFETY: the owner keeps the bytes alive while `self` is borrowed; `AtomicU8` has the layout of `u8` and
         // allows for other writers.
         self.segs
@@ -350,6 +358,23 @@ impl Sgl {
     /// Whether the memory is lent (see [`super::Lender`]): to be read, never written, and given back soon.
     pub fn is_lent(&self) -> bool {
         matches!(self.owner, Owner::Loan(_))
+    }
+
+    /// The bytes, if they are lent: nobody writes to them meanwhile.
+    pub fn lent(&self) -> Option<impl Iterator<Item = &[u8]>> {
+        // SAFETY: the loan keeps the bytes alive while `self` is borrowed. While it is out no `Writing` is there, by which
+        // alone they change (see `Lender`); lists of them are refused by all that writes to lists (`assert_writable`).
+        let run = |seg: &Seg| unsafe { std::slice::from_raw_parts(seg.ptr.as_ptr(), seg.len) };
+        self.is_lent().then(|| self.segs.iter().map(run))
+    }
+
+    /// Stands before everything that writes to the memory, or has others write.
+    ///
+    /// # Panics
+    /// If it is lent.
+    #[inline]
+    pub(crate) fn assert_writable(&self) {
+        assert!(!self.is_lent(), "what is lent is not written");
     }
 
     /// Whether any of the memory belongs to guest region `id`.

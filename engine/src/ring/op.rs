@@ -176,6 +176,9 @@ impl Slot {
     pub(super) fn fill(&mut self, op: RingOp, client: Rc<dyn RingClient>, cookie: u64, seq: u64) {
         (self.op, self.client, self.cookie, self.seq) = (Some(op), Some(client), cookie, seq);
         self.iovecs.clear();
+        if let Some(RingOp::Read { sgl, .. } | RingOp::Receive { sgl, .. }) = &self.op {
+            sgl.assert_writable();
+        }
         match &self.op {
             Some(
                 RingOp::Read { sgl, skip, .. }

@@ -233,12 +233,16 @@ fn give_back(lists: &mut [Sgl]) {
     }
 }
 
-/// The data digest of a list: over its bytes where nobody else holds them, else over a copy.
+/// The data digest of a list: over its bytes where nobody changes them, else over a copy.
 pub(super) fn digest(sgl: &mut Sgl) -> u32 {
     if let Some(bytes) = sgl.bytes_mut() {
         return tcp::digest(bytes);
     }
     let mut crc = 0;
+    if let Some(runs) = sgl.lent() {
+        runs.for_each(|bytes| crc = tcp::digest_append(crc, bytes));
+        return crc;
+    }
     sgl.each_copy(0, sgl.len(), |bytes| crc = tcp::digest_append(crc, bytes));
     crc
 }
