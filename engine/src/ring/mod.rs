@@ -51,6 +51,9 @@ pub struct Ring {
     spare: RefCell<Vec<Box<Slot>>>,
     /// Slots whose entry did not fit yet.
     waiting: RefCell<VecDeque<usize>>,
+    /// Receives of this turn: they follow what it sends, so that what a peer on this very shard is sent has come when it is asked
+    /// for, and nobody waits for it.
+    receives: RefCell<Vec<usize>>,
     /// Shared with futures, which cancel what they no longer wait for.
     cancels: Rc<RefCell<Vec<OpId>>>,
     in_flight: Cell<usize>,
@@ -74,6 +77,7 @@ impl Ring {
             slots: RefCell::default(),
             spare: RefCell::default(),
             waiting: RefCell::default(),
+            receives: RefCell::default(),
             cancels: Rc::default(),
             in_flight: Cell::new(0),
             bell: RefCell::default(),
@@ -89,13 +93,28 @@ impl Ring {
         let mut slot = self.spare.borrow_mut().pop().unwrap_or_default();
         let seq = self.seq.get() + 1;
         self.seq.set(seq);
+        let receives = matches!(op, RingOp::Receive { .. });
         slot.fill(op, client, cookie, seq);
         let key = self.slots.borrow_mut().insert(slot);
         self.in_flight.set(self.in_flight.get() + 1);
+        if receives {
+            self.receives.borrow_mut().push(key);
+        } else {
+            self.push_or_wait(key);
+        }
+        OpId { key, seq }
+    }
+
+    fn push_or_wait(&self, key: usize) {
         if !self.waiting.borrow().is_empty() || !self.push(key) {
             self.waiting.borrow_mut().push_back(key);
         }
-        OpId { key, seq }
+    }
+
+    fn push_receives(&self) {
+        let mut receives = self.receives.take();
+        receives.drain(..).for_each(|key| self.push_or_wait(key));
+        self.receives.replace(receives);
     }
 
     /// As [`Ring::start`], as a future; dropped before its end it cancels the operation.
@@ -185,7 +204,7 @@ impl Ring {
             self.waiting.borrow_mut().pop_front();
         }
         self.arm_bell();
-        if !self.waiting.borrow().is_empty() {
+        if !self.waiting.borrow().is_empty() || !self.receives.borrow().is_empty() {
             // A cancel would overtake its operation, and find nothing.
             return;
         }
@@ -204,6 +223,7 @@ impl Ring {
 
     /// Hands the batch to the kernel. Whether there was one.
     pub(crate) fn submit(&self) -> bool {
+        self.push_receives();
         if !self.cancels.borrow().is_empty() {
             self.push_waiting();
         }
@@ -242,6 +262,7 @@ impl Ring {
 
     /// Hands the batch over and waits for a completion, at most for `timeout`.
     pub(crate) fn wait(&self, timeout: Option<Duration>) {
+        self.push_receives();
         self.push_waiting();
         let uring = self.uring.borrow();
         let _ = match timeout {
@@ -313,6 +334,21 @@ mod tests {
         drop(ring);
         let _ = peer.write_all(&[1; 4096]);
         assert!(!buf.is_unique(), "the kernel may have it still");
+    }
+
+    #[test]
+    fn what_a_turn_sends_to_itself_is_received_without_waiting() {
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let ring = Ring::new(64).unwrap();
+        let receive =
+            RingOp::Receive { fd: Arc::new(near.into()), sgl: crate::mem::Buf::new(64).sgl(0, 64), skip: 0 };
+        ring.start(receive, Rc::new(Deaf), 0);
+        let sgls = vec![crate::mem::Buf::zeroed(64).sgl(0, 64)];
+        ring.start(RingOp::Send { fd: Arc::new(far.into()), sgls, skip: 0, now: false }, Rc::new(Deaf), 1);
+        ring.submit();
+        assert!(!ring.uring.borrow_mut().submission().taskrun(), "the kernel has to look again");
+        assert!(ring.reap());
+        assert_eq!(ring.in_flight(), 0);
     }
 
     #[test]
