@@ -73,7 +73,8 @@ pub(super) enum Owner {
 /// A scatter-gather list: memory of one I/O, in order.
 ///
 /// Cloning or slicing it shares the bytes and keeps them alive. The bytes may change under a reader at any time, so
-/// they are copied, handed to the kernel, or transformed; never borrowed as `&[u8]` (but see [`Sgl::bytes_mut`]).
+/// they are copied, handed to the kernel, or transformed; never borrowed as `&[u8]` (but see [`Sgl::bytes_mut`] and
+/// [`Sgl::lent`]).
 #[derive(Clone, Debug, Default)]
 pub struct Sgl {
     segs: SmallVec<[Seg; 3]>,
@@ -212,8 +213,8 @@ impl Sgl {
         let mut from = bytes;
         self.each(at, bytes.len(), |seg| {
             let (now, rest) = from.split_at(seg.len);
-            // SAFETY: the owner keeps `seg.len` bytes alive at `seg.ptr`, and they are never borrowed as a reference,
-            // so `now` cannot overlap them. Another party may write them at the same time; bytes have no invalid value.
+            // SAFETY: the owner keeps `seg.len` bytes alive at `seg.ptr`, and they are not borrowed as a reference (those
+            // that are lent are refused), so `now` cannot overlap them. Another party may write them at the same time; bytes have no invalid value.
             unsafe { seg.ptr.as_ptr().copy_from_nonoverlapping(now.as_ptr(), seg.len) };
             from = rest;
         });

@@ -290,6 +290,7 @@ impl Ring {
             if self.in_flight() == 0 {
                 return;
             }
+            self.push_receives();
             let all = opcode::AsyncCancel2::new(types::CancelBuilder::any().all()).build().user_data(CANCEL);
             let _ = self.push_entry(&all);
             self.wait(Some(Duration::from_millis(10)));

@@ -15,7 +15,8 @@ const LARGE: usize = 256 << 10;
 const PART: usize = 8;
 /// Data of which more than this is still to come is received where it belongs, not in a chunk.
 const DIRECT: usize = 4 << 10;
-/// After such data as many bytes are received in a chunk: for the header of more like it, and little that is to be copied.
+/// After data that the host was asked for as many bytes are received in a chunk: for the header of more like it, and little
+/// that is to be copied.
 const HEADS: usize = 1 << 10;
 
 /// What became of the bytes that were there.
@@ -44,8 +45,10 @@ pub(super) struct Receiver {
     direct: bool,
     /// As much came as there was room for.
     filled: bool,
-    /// The last receive was direct.
-    after_direct: bool,
+    /// The sink is memory of a command that asked for the data.
+    asked: bool,
+    /// The last receive went there.
+    after_asked: bool,
 }
 
 impl Receiver {
@@ -58,7 +61,8 @@ impl Receiver {
             sink: None,
             direct: false,
             filled: false,
-            after_direct: false,
+            asked: false,
+            after_asked: false,
         }
     }
 
@@ -149,18 +153,19 @@ impl Receiver {
 
     /// Throws away what is there, and what comes next.
     pub fn discard(&mut self) {
-        self.sink = None;
+        (self.sink, self.asked, self.after_asked) = (None, false, false);
         self.start = self.end;
         self.framer.next();
     }
 
     /// Says where the data of the present PDU goes.
     pub fn sink(&mut self, sgl: Sgl) {
-        self.sink = Some((sgl, 0));
+        (self.sink, self.asked) = (Some((sgl, 0)), true);
     }
 
     /// The data of the PDU that is whole.
     pub fn take_data(&mut self) -> Option<Sgl> {
+        self.asked = false;
         self.sink.take().map(|(sgl, _)| sgl)
     }
 
@@ -182,13 +187,13 @@ impl Receiver {
         if self.chunk.is_unique() {
             (self.start, self.end) = (0, 0);
         }
-        let most = if self.after_direct { HEADS } else { size };
+        let most = if self.after_asked { HEADS } else { size };
         (self.chunk.sgl(self.end, self.room().min(most)), 0)
     }
 
     /// `n` bytes have come to the last target.
     pub fn received(&mut self, n: usize) {
-        self.after_direct = self.direct;
+        self.after_asked = self.direct && self.asked;
         if !self.direct {
             self.filled = n == self.room() || self.filled && n > CHUNK;
             self.end = self.end.saturating_add(n);
@@ -205,6 +210,8 @@ impl Receiver {
 
 #[cfg(test)]
 mod tests {
+    use nvme_proto::tcp::PduType;
+
     use super::*;
 
     #[test]
@@ -230,5 +237,38 @@ mod tests {
             rx.discard();
         }
         drop(part);
+    }
+    /// Feeds the header of a PDU with 8 KiB of data, and one byte of those.
+    fn begin(rx: &mut Receiver, pdu_type: PduType, hlen: u8) {
+        let mut bytes = [0; 73];
+        bytes[..4].copy_from_slice(&[pdu_type.0, 0, hlen, hlen]);
+        bytes[4..8].copy_from_slice(&(8192 + u32::from(hlen)).to_le_bytes());
+        let n = usize::from(hlen) + 1;
+        let (to, _) = rx.target();
+        to.copy_in(0, &bytes[..n]);
+        rx.received(n);
+        while rx.step().unwrap() != Step::Header {}
+    }
+
+    #[test]
+    fn little_is_received_with_the_header_after_data_that_was_asked_for() {
+        let mut framer = Framer::new(16 << 10, 128 << 10);
+        framer.initialised(Default::default());
+        let mut rx = Receiver::new(framer);
+        for (pdu_type, hlen, then) in [(PduType::H2cData, 24, HEADS), (PduType::CapsuleCmd, 72, CHUNK)] {
+            begin(&mut rx, pdu_type, hlen);
+            if pdu_type == PduType::H2cData {
+                rx.sink(Buf::new(8192).sgl(0, 8192));
+            }
+            while rx.step().unwrap() == Step::Again {}
+            let (to, skip) = rx.target();
+            assert_eq!((to.len(), skip), (8192, 1), "the rest of the data comes directly");
+            rx.received(8191);
+            assert_eq!(rx.step().unwrap(), Step::Whole);
+            rx.take_data();
+            rx.framer.next();
+            assert_eq!(rx.target().0.len(), then);
+            rx.discard();
+        }
     }
 }
