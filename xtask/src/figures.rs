@@ -123,6 +123,8 @@ fn take(program: &Path, options: &Options, directory: &Path) -> Result<String> {
         }
     }
     server.stop()?;
+    // Where they were apart all the time nothing was repeated: this alone tells.
+    writeln!(table, "\nbetween the CPUs: {}", cores.describe())?;
     Ok(table)
 }
 

@@ -26,7 +26,7 @@ use super::reason::Reason;
 const RECEIVE: usize = 256 << 10;
 /// A batch of fewer commands waits for more, up to [`PATIENCE`] turns, while others are out: on a busy shard commands are in
 /// several stages of their way at a time, and each stage would make a send and a receive of every turn. One that would
-/// wait alone goes at once, and turns without work are short: a microsecond for them all.
+/// wait alone goes at once, and turns without work are short.
 const GATHER: usize = 8;
 const PATIENCE: u8 = 2;
 

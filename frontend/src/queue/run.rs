@@ -37,9 +37,7 @@ impl<T: Transport> Queue<T> {
             return self.end(ticket, Status::INVALID_FIELD.dnr().into());
         }
         let intercepted = match self.qid == 0 || T::INTERCEPTS_IO {
-            true => {
-                self.with_command(ticket, |c, _| self.transport.intercept(self, ticket, sqe, c)).flatten()
-            }
+            true => self.with_command(ticket, |c| self.transport.intercept(self, ticket, sqe, c)).flatten(),
             false => None,
         };
         match (intercepted, &self.controller) {
@@ -149,6 +147,7 @@ impl<T: Transport> Queue<T> {
         }
     }
 
+    /// Where a command's data is, if it has not ended.
     #[inline]
     fn data_of(&self, ticket: Ticket, sqe: &Sqe, direction: Direction, len: usize) -> Option<Data> {
         let mut slots = self.slots.borrow_mut();
@@ -167,17 +166,12 @@ impl<T: Transport> Queue<T> {
         }
     }
 
-    /// Runs `f` on what the transport keeps of a command and on the command's memory, with the slots free to be looked
-    /// at.
-    fn with_command<R>(&self, ticket: Ticket, f: impl FnOnce(&mut T::Command, &mut Sgl) -> R) -> Option<R> {
-        let (mut command, mut io) = {
-            let mut slots = self.slots.borrow_mut();
-            let slot = slots.get(ticket)?;
-            (slot.command.take()?, self.io_of(ticket, slot))
-        };
-        let result = f(&mut command, &mut io.request_mut().sgl);
+    /// Runs `f` on what the transport keeps of a command, with the slots free to be looked at.
+    fn with_command<R>(&self, ticket: Ticket, f: impl FnOnce(&mut T::Command) -> R) -> Option<R> {
+        let mut command = self.slots.borrow_mut().get(ticket)?.command.take()?;
+        let result = f(&mut command);
         if let Some(slot) = self.slots.borrow_mut().open(ticket) {
-            (slot.command, slot.io) = (Some(command), Some(io));
+            slot.command = Some(command);
         }
         Some(result)
     }
