@@ -31,6 +31,11 @@ const LOCKS: usize = 1024;
 /// What one turn of a shard discards of a larger range, in bytes: some hundred microseconds' work at most, so that its
 /// other work goes on.
 const PIECE: usize = 4 << 20;
+/// A volume of more bytes is not in the processor's caches, as a rule: fetching lines of it to overwrite them whole, and
+/// keeping them, would cost more than it saves.
+const CACHED: usize = 64 << 20;
+/// Writes of fewer bytes are not worth going past the caches.
+const PAST_CACHES: usize = 4096;
 
 /// A lock on a cache line of its own.
 #[derive(Debug, Default)]
@@ -170,10 +175,18 @@ impl RamChannel {
         if same { Ok(()) } else { Err(IoError::Miscompare) }
     }
 
+    /// Whether a write of `len` bytes goes past the caches.
+    fn passes_caches(&self, len: usize) -> bool {
+        self.bytes.len() > CACHED && len >= PAST_CACHES
+    }
+
     /// Does what changes blocks.
     fn change(&self, io: &Io, range: Range<usize>, to: &Writing<'_>) {
         let (sgl, start) = (io.sgl(), range.start);
         match io.op() {
+            Op::Write { .. } if self.passes_caches(range.len()) => self.volume.writing(range, |part| {
+                to.copy_past_caches(part.start, part.len(), sgl, part.start - start);
+            }),
             Op::Write { .. } => self.volume.writing(range, |part| {
                 to.copy(part.start, part.len(), sgl, part.start - start);
             }),
@@ -216,7 +229,7 @@ impl Channel for RamChannel {
             op if op.modifies() => &self.writes,
             _ => &self.reads,
         };
-        if io.op().has_data() {
+        if io.op().has_data() && !(io.op().modifies() && self.passes_caches(range.len())) {
             self.bytes.prefetch(range.start, range.len());
         }
         batch.borrow_mut().push((io, range));
@@ -364,7 +377,11 @@ mod tests {
 
     #[test]
     fn shards_never_see_half_a_write_of_each_other() {
-        let volume: Arc<dyn Volume> = RamVolume::new(65536, 1).unwrap();
+        [1, CACHED as u64 / 65536 + 1].map(hammered);
+    }
+
+    fn hammered(blocks: u64) {
+        let volume: Arc<dyn Volume> = RamVolume::new(65536, blocks).unwrap();
         let shards = Shards::start(&Config { cpus: vec![None; 2], ..Config::default() }).unwrap();
         let (tell, told) = std::sync::mpsc::channel();
         for handle in shards.handles() {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use smallvec::SmallVec;
 
 use super::sgl::Owner;
-use super::{Mapping, Sgl};
+use super::{Mapping, Sgl, stream};
 
 /// What every list that is out holds a part of.
 #[derive(Debug)]
@@ -141,6 +141,18 @@ impl Writing<'_> {
     #[inline]
     pub fn copy(&self, at: usize, len: usize, from: &Sgl, from_at: usize) {
         self.0.bytes.copy_part(at, from, from_at, len);
+    }
+
+    /// As [`Writing::copy`], past the caches: for what is not read again soon.
+    ///
+    /// # Panics
+    /// If a range is not within its memory.
+    #[inline]
+    pub fn copy_past_caches(&self, at: usize, len: usize, from: &Sgl, from_at: usize) {
+        // SAFETY: both owners keep the bytes alive. They do not overlap: lists of this memory are loans, none of which is
+        // out.
+        let copy = |to, from, len| unsafe { stream::copy(to, from, len) };
+        self.0.bytes.each_pair(at, from, from_at, len, copy);
     }
 
     /// Zeroes bytes `at .. at + len`, and gives their whole pages back to the kernel. Nothing happens outside the memory.

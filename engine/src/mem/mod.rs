@@ -11,6 +11,7 @@ mod mapping;
 mod sgl;
 mod share;
 mod sigbus;
+mod stream;
 
 pub use buf::{Buf, pool_bytes};
 pub use guest::{Access, GuestMemory, MemError, Region, RegionId};

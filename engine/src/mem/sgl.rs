@@ -13,7 +13,7 @@ use super::{Buf, Mapping};
 
 /// Bytes of a cache line.
 #[cfg(target_arch = "x86_64")]
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 /// Bytes that [`Sgl::prefetch`] asks for: those of the commonest I/O. What follows the processor fetches by itself.
 #[cfg(target_arch = "x86_64")]
 const PREFETCH: usize = 4096;
@@ -275,12 +275,28 @@ impl Sgl {
     /// # Panics
     /// If a range is not within its list.
     pub fn copy_part(&self, at: usize, from: &Sgl, from_at: usize, len: usize) {
+        // SAFETY: both owners keep the bytes alive; `copy_from` allows them to overlap.
+        self.each_pair(at, from, from_at, len, |to, from, len| unsafe { to.copy_from(from, len) });
+    }
+
+    /// Has `copy` do what [`Sgl::copy_part`] does, run by run: where to, where from, and how many bytes.
+    ///
+    /// # Panics
+    /// If a range is not within its list.
+    #[inline]
+    pub(super) fn each_pair(
+        &self,
+        at: usize,
+        from: &Sgl,
+        from_at: usize,
+        len: usize,
+        copy: impl Fn(*mut u8, *const u8, usize),
+    ) {
         self.assert_writable();
         let mut at = at;
         from.each(from_at, len, |mut source| {
             self.each(at, source.len, |to| {
-                // SAFETY: both owners keep the bytes alive; `copy` allows them to overlap.
-                unsafe { to.ptr.as_ptr().copy_from(source.ptr.as_ptr(), to.len) };
+                copy(to.as_ptr(), source.as_ptr(), to.len);
                 source = source.part(to.len, source.len - to.len);
                 at += to.len;
             });
