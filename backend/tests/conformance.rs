@@ -10,7 +10,9 @@ use engine::conformance::{Options, run};
 
 #[test]
 fn ram() {
-    for (block_size, blocks) in [(512, 4096), (4096, 1000), (65536, 40), (512, 1), (512, 140_000), (4096, 17_000)] {
+    for (block_size, blocks) in
+        [(512, 4096), (4096, 1000), (65536, 40), (512, 1), (512, 140_000), (4096, 17_000)]
+    {
         run("ram", |_| RamVolume::new(block_size, blocks).unwrap(), Options::default());
     }
 }

@@ -67,7 +67,7 @@ pub(super) struct Connection {
     pub listening: Arc<Listening>,
     pub peer: SocketAddr,
     pub local: SocketAddr,
-    fd: Fd,
+    pub fd: Fd,
     pub phase: Cell<Phase>,
     /// When it is closed at the latest; on the shard's clock. Zero for never.
     pub deadline: Cell<u64>,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::mem::{Buf, Sgl};
-use engine::ring::send_lists;
+use engine::ring::{send_lists, widen_window};
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use nvme_proto::tcp::{
@@ -158,6 +158,7 @@ impl Connection {
         let stream = TcpStream::connect_timeout(&addr, PATIENCE)
             .map_err(Error::io("connect to the NVMe/TCP target"))?;
         stream.set_nodelay(true).map_err(Error::io("set TCP_NODELAY"))?;
+        widen_window(stream.as_fd()).map_err(Error::io("widen the receive window"))?;
         stream.set_nonblocking(true).map_err(Error::io("make the socket non-blocking"))?;
         let mut this = Connection {
             stream,
