@@ -152,7 +152,7 @@ fn median(
         ]);
         let result: Value = serde_json::from_str(&capture(&mut command)?).context("what bench printed")?;
         // The hypervisor may have taken the CPUs apart.
-        if !cores.are_near() && again > 0 {
+        if !cores.is_near(cores.between()) && again > 0 {
             again -= 1;
             continue;
         }

@@ -41,17 +41,22 @@ impl Cores {
         Ok(Cores { cpus: [first, load], least: Cell::new(f64::INFINITY), repeated: Cell::new(0) })
     }
 
-    /// Whether they are as near as they ever were; also where that cannot be known.
-    pub fn are_near(&self) -> bool {
-        let Some(took) = handover(self.cpus) else { return true };
+    /// The nanoseconds that a line takes from one to the other now, if that can be known.
+    pub fn between(&self) -> Option<f64> {
+        let took = handover(self.cpus)?;
         self.least.set(self.least.get().min(took));
-        took <= APART * self.least.get()
+        Some(took)
+    }
+
+    /// Whether they were as near as they ever were, by [`Cores::between`]; also where that is not known.
+    pub fn is_near(&self, between: Option<f64>) -> bool {
+        between.is_none_or(|took| took <= APART * self.least.get())
     }
 
     /// Waits until they are, for a while.
     pub fn wait(&self) {
         let begin = Instant::now();
-        while !self.are_near() && begin.elapsed() < PATIENCE {
+        while !self.is_near(self.between()) && begin.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -178,7 +183,9 @@ mod tests {
         }
         assert!(handover([0, 100_000]).is_none());
         let one = Cores::new("0", 0).unwrap();
-        assert!(one.are_near() && one.describe().contains("unknown"));
+        assert!(one.is_near(one.between()) && one.describe().contains("unknown"));
+        one.least.set(27.0);
+        assert!(one.is_near(Some(50.0)) && !one.is_near(Some(150.0)));
         assert!(stalls(0).is_none_or(|(_, share)| share < 1.0) && stalls(100_000).is_none());
     }
 }

@@ -102,8 +102,8 @@ mod tests {
     use super::*;
 
     fn results(ids: &[&str], iops: f64) -> Results {
-        let run =
-            Run { iops, latency: vec![(50.0, 9.5), (99.0, 11.0)], cpu: Some(1.5), limit: "target".into() };
+        let latency = vec![(50.0, 9.5), (99.0, 11.0)];
+        let run = Run { iops, latency, cpu: Some(1.5), limit: "target".into(), between: Some(27.0) };
         let row = |id: &&str| rows().into_iter().find(|row| row.id == *id).unwrap();
         let rows = ids.iter().map(|id| (row(id), vec![vec![run.clone()], Vec::new()])).collect();
         Results { names: vec!["Isthmus".into(), "SPDK".into()], rows, ..Results::default() }

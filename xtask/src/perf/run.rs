@@ -16,6 +16,8 @@ pub struct Run {
     /// The target's CPU in µs per I/O.
     pub cpu: Option<f64>,
     pub limit: String,
+    /// Nanoseconds that a line of memory took from the target's CPU to the load's after it.
+    pub between: Option<f64>,
 }
 
 impl Run {
@@ -43,7 +45,9 @@ impl Run {
     }
 
     pub fn to_json(&self) -> Value {
-        json!({ "iops": self.iops, "latency": self.latency, "cpu": self.cpu, "limit": self.limit })
+        json!({
+            "iops": self.iops, "latency": self.latency, "cpu": self.cpu, "limit": self.limit, "between": self.between,
+        })
     }
 
     pub fn from_json(json: &Value) -> Result<Self> {
@@ -52,6 +56,7 @@ impl Run {
             latency: serde_json::from_value(json["latency"].clone())?,
             cpu: json["cpu"].as_f64(),
             limit: json["limit"].as_str().unwrap_or_default().to_owned(),
+            between: json["between"].as_f64(),
         })
     }
 }
