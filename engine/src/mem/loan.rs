@@ -149,10 +149,11 @@ impl Writing<'_> {
     /// If a range is not within its memory.
     #[inline]
     pub fn copy_past_caches(&self, at: usize, len: usize, from: &Sgl, from_at: usize) {
-        // SAFETY: both owners keep the bytes alive. They do not overlap: lists of this memory are loans, none of which is
-        // out.
+        // SAFETY: both owners keep the bytes alive. They do not overlap: whoever else has a list of this memory has it by a
+        // loan, and none is out.
         let copy = |to, from, len| unsafe { stream::copy(to, from, len) };
         self.0.bytes.each_pair(at, from, from_at, len, copy);
+        stream::fence();
     }
 
     /// Zeroes bytes `at .. at + len`, and gives their whole pages back to the kernel. Nothing happens outside the memory.

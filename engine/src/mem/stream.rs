@@ -1,13 +1,13 @@
 //! Copies past the caches.
 
 /// Copies `len` bytes, those that fill whole lines of the caches past these: the lines are not fetched to be overwritten,
-/// and push nothing out. What is stored is there for all who see any later store.
+/// and push nothing out. [`fence`] comes after it.
 ///
 /// # Safety
 /// As [`std::ptr::copy_nonoverlapping`], but others may write the bytes at `from` meanwhile.
 #[cfg(target_arch = "x86_64")]
 pub(super) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
 
     use super::sgl::LINE;
 
@@ -15,7 +15,7 @@ pub(super) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
     let head = to.align_offset(LINE).min(len);
     let tail = head + (len - head) / LINE * LINE;
     // SAFETY: all of it is within the two ranges, which are the caller's; from `head` on `to` is aligned to a line, and so to
-    // a step. These stores are ordered by the fence alone.
+    // a step.
     unsafe {
         to.copy_from_nonoverlapping(from, head);
         for line in (head..tail).step_by(LINE) {
@@ -24,7 +24,15 @@ pub(super) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
             }
         }
         to.add(tail).copy_from_nonoverlapping(from.add(tail), len - tail);
-        _mm_sfence();
+    }
+}
+
+/// Whoever sees a later store of this thread sees what it has copied.
+pub(super) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: it touches no memory, and every x86-64 has it.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
     }
 }
 
@@ -48,6 +56,7 @@ mod tests {
                 let mut to = [0; 400];
                 // SAFETY: both ranges are within their arrays.
                 unsafe { super::copy(to.as_mut_ptr().add(at), from.as_ptr().add(at / 2), len) };
+                super::fence();
                 assert_eq!(to[at..at + len], from[at / 2..at / 2 + len]);
                 assert!(to[..at].iter().chain(&to[at + len..]).all(|&byte| byte == 0));
             }

@@ -62,7 +62,8 @@ pub struct TargetConfig {
     pub connect_timeout: Duration,
     /// Connections on a shard that are not yet queues; the oldest is closed for a new one.
     pub max_half_open: usize,
-    /// Connections on a shard; further ones are closed at once. Each takes some 40 KiB.
+    /// Connections on a shard; further ones are closed at once. Each takes some 40 KiB, and the kernel's memory for what it
+    /// has sent and nobody has read: a few MiB at most.
     pub max_connections: usize,
     /// How long a host may take to send the next of the data that it was asked for; then its connection is closed.
     pub data_timeout: Duration,

@@ -158,7 +158,8 @@ impl Connection {
         let stream = TcpStream::connect_timeout(&addr, PATIENCE)
             .map_err(Error::io("connect to the NVMe/TCP target"))?;
         stream.set_nodelay(true).map_err(Error::io("set TCP_NODELAY"))?;
-        widen_window(stream.as_fd()).map_err(Error::io("widen the receive window"))?;
+        // Without it large reads are slower, and no less right.
+        let _ = widen_window(stream.as_fd());
         stream.set_nonblocking(true).map_err(Error::io("make the socket non-blocking"))?;
         let mut this = Connection {
             stream,

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 const ROUNDS: u32 = 500;
 const MEASURED: usize = 21;
 /// They are apart when a line takes so many times as long as it ever took.
-const APART: f64 = 2.0;
+pub const APART: f64 = 2.0;
 /// So long CPUs that are apart are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Who waits longer than this for the other's answer has been left alone.

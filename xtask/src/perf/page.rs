@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 
 use super::chart::{Scale, Series, chart, escape, human};
+use super::cores::APART;
 use super::results::Results;
 use super::rows::{Goal, Row};
-use super::run::{Run, Runs, Spread, spread};
+use super::run::{Run, Runs, Spread, furthest, spread};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--a:#0b62c4;--b:#c4500b;--line:#8886}\
@@ -126,7 +127,7 @@ pub fn table(results: &Results) -> String {
             limit(runs)
         );
     }
-    if let Some(warning) = disturbed(results) {
+    for warning in warnings(results) {
         let _ = writeln!(text, "\n{warning}");
     }
     for idle in &results.idle {
@@ -145,12 +146,28 @@ pub fn table(results: &Results) -> String {
     text
 }
 
+fn warnings(results: &Results) -> impl Iterator<Item = String> {
+    [disturbed(results), apart(results)].into_iter().flatten()
+}
+
 /// A warning where others used the target's processor.
 fn disturbed(results: &Results) -> Option<String> {
     let share = results.disturbed * 100.0;
     let text =
         format!("Others took up to {share:.0} % of the target's CPU in a run: the figures are disturbed.");
     (results.disturbed > super::DISTURBED).then_some(text)
+}
+
+/// A warning where the target's CPU and the load's were further apart than in other runs.
+fn apart(results: &Results) -> Option<String> {
+    let all = results.rows.iter().flat_map(|(_, runs)| runs).flatten().filter_map(|run| run.between);
+    let least = all.min_by(f64::total_cmp)?;
+    let apart = |runs: &[Runs]| furthest(runs).is_some_and(|took| took > APART * least);
+    let rows: Vec<&str> =
+        results.rows.iter().filter(|(_, runs)| apart(runs)).map(|(row, _)| &*row.id).collect();
+    let text =
+        format!("The CPUs were apart in runs of {}: these figures are of another machine.", rows.join(", "));
+    (!rows.is_empty()).then_some(text)
 }
 
 fn lines(results: &Results) -> impl Iterator<Item = (&Row, &str, &Runs)> {
@@ -196,7 +213,7 @@ pub fn page(results: &Results) -> String {
         );
     }
     html += "</table>\n";
-    if let Some(warning) = disturbed(results) {
+    for warning in warnings(results) {
         let _ = writeln!(html, "<p class=\"missed\">{warning}</p>");
     }
     let ratios = ratios(results);
@@ -313,4 +330,24 @@ fn charts(results: &Results) -> String {
         html += "</div>\n";
     }
     html
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows::rows;
+    use super::*;
+
+    #[test]
+    fn rows_of_cpus_that_were_apart_are_named() {
+        let run = |between| Run { between, ..Run::default() };
+        let row =
+            |at: usize, between| (rows()[at].clone(), vec![vec![run(Some(27.0)), run(between)], Vec::new()]);
+        let mut results = Results { rows: vec![row(0, Some(40.0)), row(1, None)], ..Results::default() };
+        assert!(apart(&results).is_none() && apart(&Results::default()).is_none());
+        let paced = run(Some(30.0)).after(Some(160.0));
+        assert_eq!((paced.between, run(None).after(None).between), (Some(160.0), None));
+        results.rows[1].1[1].push(paced);
+        let (first, second) = (&results.rows[0].0.id, &results.rows[1].0.id);
+        assert!(apart(&results).is_some_and(|text| text.contains(second) && !text.contains(first)));
+    }
 }

@@ -44,6 +44,11 @@ impl Run {
         Ok(run)
     }
 
+    /// The same run, to which one belongs after which a line took so long.
+    pub fn after(self, between: Option<f64>) -> Self {
+        Run { between: [self.between, between].into_iter().flatten().max_by(f64::total_cmp), ..self }
+    }
+
     pub fn to_json(&self) -> Value {
         json!({
             "iops": self.iops, "latency": self.latency, "cpu": self.cpu, "limit": self.limit, "between": self.between,
@@ -63,6 +68,11 @@ impl Run {
 
 /// The runs of a row on one target.
 pub type Runs = Vec<Run>;
+
+/// How far apart the CPUs were at most in the runs of a row, in nanoseconds.
+pub fn furthest(runs: &[Runs]) -> Option<f64> {
+    runs.iter().flatten().filter_map(|run| run.between).max_by(f64::total_cmp)
+}
 
 /// A median, the least and the most.
 #[derive(Clone, Copy, Debug, Default)]
