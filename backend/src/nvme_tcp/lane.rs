@@ -3,13 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::pending;
-use std::os::fd::AsFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::mem::Sgl;
-use engine::ring::widen_window;
 use engine::{Shard, ShardHandle, Task};
 
 use super::admin;
@@ -277,8 +275,6 @@ impl Lane {
     async fn bring_up(&self, qid: u16, association: &Association) -> Result<Rc<Conn>, Reason> {
         let config = self.remote.config();
         let (fd, agreed) = dial(&self.shard, config).await?;
-        // Without it large reads are slower, and no less right.
-        let _ = widen_window(fd.as_fd());
         let queue = Queue::new(agreed, association.entries, association.in_capsule);
         let conn = Conn::start(&self.shard, fd, queue, self.me.clone());
         self.conn.replace(Some(conn.clone()));

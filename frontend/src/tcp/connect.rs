@@ -3,14 +3,12 @@
 #![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::VolumeStats;
 use engine::mem::Sgl;
-use engine::ring::widen_window;
 use nvme_proto::dptr::{SglSubtype, SglType};
 use nvme_proto::fabrics::{Connect, ConnectData, invalid_parameter};
 use nvme_proto::zerocopy::FromBytes;
@@ -87,8 +85,6 @@ impl Connection {
         };
         if queue.qid() != 0 {
             self.rx.borrow_mut().framer.set_max_capsule(IN_CAPSULE);
-            // Without it large writes are slower, and no less right.
-            let _ = widen_window(self.fd.as_fd());
         }
         self.queue.replace(Some(queue));
         self.deadline.set(0);

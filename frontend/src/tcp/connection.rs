@@ -83,6 +83,8 @@ pub(super) struct Connection {
     pub capsules: Cell<usize>,
     /// It waits until it may read on.
     pub held_up: Cell<bool>,
+    /// It has a wide window.
+    pub wide: Cell<bool>,
     /// SQHD, and the queue's entries; zero entries: the host does without flow control.
     pub sqhd: Cell<u16>,
     pub entries: Cell<u16>,
@@ -117,6 +119,7 @@ impl Connection {
             pinned: Rc::default(),
             capsules: Cell::new(0),
             held_up: Cell::new(false),
+            wide: Cell::new(false),
             sqhd: Cell::new(0),
             entries: Cell::new(0),
             flow_control: Cell::new(true),

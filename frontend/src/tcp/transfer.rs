@@ -2,9 +2,11 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::cast_possible_truncation)]
 
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use engine::mem::{Buf, Sgl};
+use engine::ring::widen_window;
 use nvme_proto::dptr::{SglSubtype, SglType};
 use nvme_proto::fabrics::Property;
 use nvme_proto::opcode::{AdminOpcode, FabricsType};
@@ -36,6 +38,9 @@ pub(super) struct Capsule {
 const WINDOWS: usize = 4;
 /// Bytes that each of several R2Ts of a command asks for.
 const WINDOW: usize = MAXH2CDATA as usize;
+/// A host that is asked for so many bytes at once has a wide window from then on. One of small data alone does better without:
+/// it would send all that it has before it takes an answer.
+const LARGE: usize = 64 << 10;
 /// A TTAG is the command's slot, and above it which of the command's R2Ts it is.
 const TAG_SHIFT: u32 = 10;
 
@@ -125,6 +130,10 @@ impl Connection {
         if direction == Direction::ToHost {
             self.slot(ticket, |s| s.lease = Some(lease));
             return Some(sgl);
+        }
+        if len >= LARGE && !self.wide.replace(true) {
+            // Without it large writes are slower, and no less right.
+            let _ = widen_window(self.fd.as_fd());
         }
         let since = self.shard.now();
         let windows = Default::default();

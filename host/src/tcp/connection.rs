@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::mem::{Buf, Sgl};
-use engine::ring::{send_lists, widen_window};
+use engine::ring::send_lists;
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use nvme_proto::tcp::{
@@ -158,8 +158,6 @@ impl Connection {
         let stream = TcpStream::connect_timeout(&addr, PATIENCE)
             .map_err(Error::io("connect to the NVMe/TCP target"))?;
         stream.set_nodelay(true).map_err(Error::io("set TCP_NODELAY"))?;
-        // Without it large reads are slower, and no less right.
-        let _ = widen_window(stream.as_fd());
         stream.set_nonblocking(true).map_err(Error::io("make the socket non-blocking"))?;
         let mut this = Connection {
             stream,
