@@ -27,15 +27,6 @@ pub(super) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
     }
 }
 
-/// Whoever sees a later store of this thread sees what it has copied.
-pub(super) fn fence() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: it touches no memory, and every x86-64 has it.
-    unsafe {
-        std::arch::x86_64::_mm_sfence();
-    }
-}
-
 /// Copies `len` bytes.
 ///
 /// # Safety
@@ -44,6 +35,15 @@ pub(super) fn fence() {
 pub(super) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
     // SAFETY: the caller's.
     unsafe { to.copy_from_nonoverlapping(from, len) };
+}
+
+/// Whoever sees a later store of this thread sees what it has copied.
+pub(super) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: it touches no memory, and every x86-64 has it.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
 }
 
 #[cfg(test)]

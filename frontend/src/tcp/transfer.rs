@@ -38,8 +38,7 @@ pub(super) struct Capsule {
 const WINDOWS: usize = 4;
 /// Bytes that each of several R2Ts of a command asks for.
 const WINDOW: usize = MAXH2CDATA as usize;
-/// A host that is asked for so many bytes at once has a wide window from then on. One of small data alone does better without:
-/// it would send all that it has before it takes an answer.
+/// A host that is asked for so many bytes at once has a wide window from then on; one of small data gains nothing by it.
 const LARGE: usize = 64 << 10;
 /// A TTAG is the command's slot, and above it which of the command's R2Ts it is.
 const TAG_SHIFT: u32 = 10;
