@@ -51,7 +51,8 @@ fn many_controllers_are_loaded_together_and_no_faster_than_the_rate() {
     }
     // Each of them had its share.
     let reads = |id| grpc.controller_stats("subsys0", id).unwrap().read_ops_count;
-    assert!(reads("first") > 0 && reads("second") > 0, "{} {}", reads("first"), reads("second"));
+    let (first, second) = (reads("first"), reads("second"));
+    assert!(first.min(second) > (first + second) / 4, "{first} {second}");
 }
 
 #[test]

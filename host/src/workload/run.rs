@@ -129,6 +129,8 @@ struct Lane<'a> {
 struct Run<'a> {
     job: Job,
     lanes: Vec<Lane<'a>>,
+    /// Whose turn it is: what a rate lets through goes to one after the other.
+    first: usize,
     ledger: Option<&'a mut Ledger>,
     report: Report,
     namespace: Namespace,
@@ -186,6 +188,7 @@ impl<'a> Run<'a> {
         let now = Instant::now();
         Ok(Run {
             lanes,
+            first: 0,
             ledger,
             report,
             namespace,
@@ -238,8 +241,11 @@ impl<'a> Run<'a> {
         }
         let allowed = if self.time_up(now) { 0 } else { self.allowed(now) };
         let mut busy = false;
-        for i in 0..self.lanes.len() {
-            busy |= self.submit(i, allowed)?;
+        let first = self.first;
+        for i in (first..self.lanes.len()).chain(0..first) {
+            if self.submit(i, allowed)? {
+                (self.first, busy) = ((i + 1) % self.lanes.len(), true);
+            }
             self.lanes[i].queue.poll(done)?;
             if done.is_empty() {
                 continue;
