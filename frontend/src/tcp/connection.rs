@@ -319,7 +319,7 @@ impl Connection {
         if self.phase.get() == Phase::Closed {
             return self.tx.borrow_mut().forget();
         }
-        let send = self.tx.borrow_mut().next();
+        let send = self.tx.borrow_mut().next(self.fd.as_fd());
         if let Some(Batch { lists: sgls, lent: now }) = send {
             let op = RingOp::Send { fd: self.fd.clone(), sgls, skip: 0, now };
             self.shard.ring().start(op, self.clone(), SENT);
@@ -473,9 +473,9 @@ impl RingClient for Connection {
                 if failed {
                     self.close();
                 } else {
-                    // At the turn's end there may be more to send with it.
-                    if !self.noted.get() {
-                        self.flush();
+                    // What stayed goes at the turn's end, with what there is by then.
+                    if self.phase.get() != Phase::Live || !self.tx.borrow().is_idle() {
+                        self.note();
                     }
                     self.pump();
                 }

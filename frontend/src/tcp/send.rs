@@ -3,7 +3,10 @@
 //! Data may be a volume's own memory, lent for this turn: the kernel takes from it at the turn's end or not at all, and what
 //! it did not take then is copied.
 
+use std::os::fd::BorrowedFd;
+
 use engine::mem::{Buf, Sgl};
+use engine::ring::{Segment, split_off};
 use nvme_proto::tcp::{self, CommonHdr, DIGEST_LEN, PduType, flags};
 use nvme_proto::zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -28,7 +31,9 @@ pub(super) struct Batch {
 pub(super) struct Sender {
     /// Lists that wait, in order.
     pending: Vec<Sgl>,
-    leases: Vec<Lease>,
+    /// What holds the budget's bytes for data that waits, each with the byte of all that were ever added where its data ends.
+    leases: Vec<(u64, Lease)>,
+    added: u64,
     /// Bytes that wait or are with the kernel.
     bytes: usize,
     arena: Buf,
@@ -36,12 +41,13 @@ pub(super) struct Sender {
     from: usize,
     to: usize,
     /// While the kernel sends: what is given back when it has.
-    sending: Option<Vec<Lease>>,
+    sending: Option<Vec<(u64, Lease)>>,
     spare: Vec<Sgl>,
     /// Some of `pending` is lent.
     lent: bool,
     /// The last word is among what waits: nothing follows it.
     finished: bool,
+    segment: Segment,
 }
 
 impl Sender {
@@ -49,6 +55,7 @@ impl Sender {
         Sender {
             pending: Vec::new(),
             leases: Vec::new(),
+            added: 0,
             bytes: 0,
             arena: Buf::new(ARENA),
             from: 0,
@@ -57,6 +64,7 @@ impl Sender {
             spare: Vec::new(),
             lent: false,
             finished: false,
+            segment: Segment::default(),
         }
     }
 
@@ -121,8 +129,8 @@ impl Sender {
         if let Some(digest) = digest {
             self.lay(&digest.to_le_bytes());
         }
-        self.bytes += data_len;
-        self.leases.extend(lease);
+        self.count(data_len);
+        self.leases.extend(lease.map(|lease| (self.added, lease)));
     }
 
     /// Nothing is added any more: a C2HTermReq is the last PDU (NVMe/TCP 1.1, 3.5).
@@ -146,7 +154,12 @@ impl Sender {
         }
         self.arena.copy_in(self.to, bytes);
         self.to += bytes.len();
-        self.bytes += bytes.len();
+        self.count(bytes.len());
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.added += bytes as u64;
     }
 
     /// Puts the headers laid out so far behind what waits.
@@ -157,8 +170,9 @@ impl Sender {
         }
     }
 
-    /// What is sent now, if there is something and the kernel is free. Nothing that stays is lent.
-    pub fn next(&mut self) -> Option<Batch> {
+    /// What is sent on `socket` now, if there is something and the kernel is free: all, or all but what little would need a
+    /// segment of its own. Nothing that stays is lent.
+    pub fn next(&mut self, socket: BorrowedFd<'_>) -> Option<Batch> {
         let lent = std::mem::take(&mut self.lent);
         if self.sending.is_some() {
             if lent {
@@ -173,16 +187,28 @@ impl Sender {
         let mut lists = std::mem::take(&mut self.spare);
         if self.pending.len() <= LISTS {
             std::mem::swap(&mut lists, &mut self.pending);
-            self.sending = Some(std::mem::take(&mut self.leases));
+            split_off(&mut lists, self.segment.rest(socket, self.bytes), &mut self.pending);
         } else {
-            // The leases stay until the rest is sent too.
             lists.extend(self.pending.drain(..LISTS));
-            self.sending = Some(Vec::new());
-            if lent {
-                give_back(&mut self.pending);
-            }
+        }
+        self.sending = Some(std::mem::take(&mut self.leases));
+        if !self.pending.is_empty() {
+            self.keep(lent);
         }
         Some(Batch { lists, lent })
+    }
+
+    /// What waits keeps its part of the budget, and is the connection's own.
+    fn keep(&mut self, lent: bool) {
+        let waits: usize = self.pending.iter().map(Sgl::len).sum();
+        let from = self.added - waits as u64;
+        if let Some(sending) = &mut self.sending {
+            let goes = sending.partition_point(|(end, _)| *end <= from);
+            self.leases = sending.split_off(goes);
+        }
+        if lent {
+            give_back(&mut self.pending);
+        }
     }
 
     /// Lets go of what waits: nobody will have it.
@@ -245,4 +271,108 @@ pub(super) fn digest(sgl: &mut Sgl) -> u32 {
     }
     sgl.each_copy(0, sgl.len(), |bytes| crc = tcp::digest_append(crc, bytes));
     crc
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::rc::Rc;
+
+    use engine::Sim;
+    use engine::mem::Lender;
+    use engine::testing::{bytes, filled};
+    use nvme_proto::tcp::DataHdr;
+    use nvme_proto::zerocopy::FromZeros;
+
+    use super::super::budget::Budget;
+    use super::*;
+
+    const BLOCK: usize = 4096;
+
+    fn stream() -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        TcpStream::connect(listener.local_addr().unwrap()).unwrap()
+    }
+
+    fn read(sender: &mut Sender, data: Sgl, lease: Option<Lease>) {
+        let mut header = DataHdr::new_zeroed();
+        header.ch = common(PduType::C2hData, 0);
+        sender.pdu(header, Some((data, lease)), Agreed::default());
+    }
+
+    fn all(lists: &[Sgl]) -> Vec<u8> {
+        lists.iter().flat_map(bytes).collect()
+    }
+
+    /// A sender that sends segments on `socket` and keeps a rest: how many PDUs that were, and the batch.
+    fn segments_and_a_rest(
+        socket: BorrowedFd<'_>,
+        data: impl Fn(usize) -> (Sgl, Option<Lease>),
+    ) -> (Sender, usize, Batch) {
+        let mut sender = Sender::new();
+        let mut count = 0;
+        while Segment::default().rest(socket, sender.backlog()) == 0 {
+            let (data, lease) = data(count);
+            read(&mut sender, data, lease);
+            count += 1;
+        }
+        let batch = sender.next(socket).unwrap();
+        (sender, count, batch)
+    }
+
+    #[test]
+    fn what_little_would_need_a_segment_goes_with_the_next_send() {
+        let stream = stream();
+        let socket = stream.as_fd();
+        let (mut sender, count, first) = segments_and_a_rest(socket, |i| (filled(BLOCK, i as u8), None));
+        let sent = all(&first.lists);
+        assert!(sent.len() < count * (24 + BLOCK) && Segment::default().rest(socket, sent.len()) == 0);
+        sender.sent(first.lists);
+        assert!(!sender.is_idle());
+        read(&mut sender, filled(BLOCK, 0xee), None);
+        let second = sender.next(socket).unwrap();
+        let stream = [sent, all(&second.lists)].concat();
+        for (i, pdu) in stream.chunks(24 + BLOCK).enumerate() {
+            let byte = if i == count { 0xee } else { i as u8 };
+            assert!(pdu[24..] == [byte; BLOCK], "PDU {i}");
+        }
+        assert_eq!(stream.len(), (count + 1) * (24 + BLOCK));
+        sender.sent(second.lists);
+        assert!(sender.is_idle() && sender.backlog() == 0);
+    }
+
+    #[test]
+    fn what_stays_is_not_lent() {
+        let holder = Lender::new(BLOCK).unwrap().hold();
+        holder.write().unwrap().copy(0, BLOCK, &filled(BLOCK, 7), 0);
+        let stream = stream();
+        let lend = |_| (holder.lend(0, BLOCK).unwrap(), None);
+        let (mut sender, _, first) = segments_and_a_rest(stream.as_fd(), lend);
+        assert!(first.lent && holder.write().is_none());
+        sender.sent(first.lists);
+        holder.write().expect("all came back").copy(0, BLOCK, &filled(BLOCK, 9), 0);
+        let second = sender.next(stream.as_fd()).unwrap();
+        assert!(!second.lent);
+        assert!(!all(&second.lists).contains(&9));
+    }
+
+    #[test]
+    fn what_is_sent_holds_no_budget() {
+        let sim = Sim::new(1).unwrap();
+        sim.on(0, |shard| {
+            let budget = Budget::new(shard, 1 << 30);
+            let held = Rc::new(Cell::new(0));
+            let lease = |_| (filled(BLOCK, 0), budget.lease(&held, BLOCK));
+            let stream = stream();
+            let (mut sender, count, first) = segments_and_a_rest(stream.as_fd(), lease);
+            assert_eq!(held.get(), count * BLOCK);
+            sender.sent(first.lists);
+            assert_eq!(held.get(), BLOCK, "that of the last, of which a part waits");
+            let second = sender.next(stream.as_fd()).unwrap();
+            sender.sent(second.lists);
+            assert_eq!(held.get(), 0);
+        });
+    }
 }
