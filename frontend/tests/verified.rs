@@ -84,6 +84,15 @@ fn over_tcp(addr: SocketAddr, nqn: &str, block_size: u32, digests: bool) {
     assert_eq!(controller.namespaces().unwrap(), [1]);
     let mut queues = [controller.io_queue(1).unwrap(), controller.io_queue(1).unwrap()];
     load(&mut queues, &mut ledger(block_size), true);
+    // Nobody stamps these: what is written is what the buffer's last read or list of ranges left there.
+    for trims in [false, true, false] {
+        let pattern = Pattern { random: true, reads: if trims { 0 } else { 50 }, trims };
+        let io_size = block_size as usize;
+        let job = Job { pattern, io_size, amount: Amount::Commands(1000), depth: DEPTH, ..Job::default() };
+        let mut queues = queues.each_mut().map(|queue| queue as &mut dyn Queue);
+        let report = workload::run(&mut queues, &job, None, |_| true).unwrap();
+        assert_eq!((report.commands(), report.errors), (1000, 0));
+    }
 }
 
 fn listen(target: &Target, subsystem: &Arc<Subsystem>) -> SocketAddr {

@@ -73,6 +73,13 @@ fn digest(parts: &[&[u8]]) -> [u8; 4] {
     parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part)).to_le_bytes()
 }
 
+/// The data digest of bytes `at .. at + len`.
+pub(super) fn data_digest(data: &Sgl, at: usize, len: usize) -> u32 {
+    let mut crc = 0;
+    data.each_copy(at, len, |bytes| crc = tcp::digest_append(crc, bytes));
+    crc
+}
+
 /// What waits to be sent: headers, and the commands' own memory for data, which its owner leaves as it is until the
 /// command has ended.
 #[derive(Default)]
@@ -297,22 +304,26 @@ impl Connection {
         }
     }
 
-    fn data(&mut self, data: &Sgl, at: usize, len: usize) {
+    fn data(&mut self, data: &Sgl, at: usize, len: usize, digest: Option<u32>) {
         if len == 0 {
             return;
         }
         self.out.data(data.slice(at, len));
         if self.digests.data {
-            let mut crc = 0;
-            data.each_copy(at, len, |bytes| crc = tcp::digest_append(crc, bytes));
+            let crc = digest.unwrap_or_else(|| data_digest(data, at, len));
             self.out.bytes(&crc.to_le_bytes());
         }
     }
 
-    /// Queues a command, with the first `in_capsule` bytes of `data` in its capsule.
-    pub(super) fn command(&mut self, sqe: &Sqe, data: &Sgl, in_capsule: usize) {
+    /// Whether data has digests.
+    pub(super) fn digests_data(&self) -> bool {
+        self.digests.data
+    }
+
+    /// Queues a command, with the first `in_capsule` bytes of `data` in its capsule, and their digest if that is known.
+    pub(super) fn command(&mut self, sqe: &Sqe, data: &Sgl, in_capsule: usize, digest: Option<u32>) {
         self.header(PduType::CapsuleCmd, 0, sqe.as_bytes(), in_capsule);
-        self.data(data, 0, in_capsule);
+        self.data(data, 0, in_capsule, digest);
     }
 
     /// Queues what an R2T asks for.
@@ -327,7 +338,7 @@ impl Connection {
             rest[4..8].copy_from_slice(&((at + done) as u32).to_le_bytes());
             rest[8..12].copy_from_slice(&(n as u32).to_le_bytes());
             self.header(PduType::H2cData, last, &rest, n);
-            self.data(data, at + done, n);
+            self.data(data, at + done, n, None);
             done += n;
         }
     }

@@ -61,7 +61,7 @@ pub struct Controller {
 
 /// Sends one command and waits for its answer. Data goes in the capsule or by R2T, or comes back into `data`.
 fn call(connection: &mut Connection, what: &'static str, sqe: &Sqe, data: &Sgl, sends: usize) -> Result<Cqe> {
-    connection.command(sqe, data, sends);
+    connection.command(sqe, data, sends, None);
     let mut events = Vec::new();
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -1,9 +1,11 @@
 //! An I/O queue of an NVMe/TCP controller.
 
+use std::cell::Cell;
+
 use engine::mem::{Buf, Sgl};
 use nvme_proto::dptr::SglDescriptor;
 
-use super::connection::{Connection, Event};
+use super::connection::{Connection, Event, data_digest};
 use crate::{Command, Done, Error, Kind, Namespace, Queue, Result};
 
 /// An I/O queue: one connection.
@@ -13,6 +15,9 @@ pub struct IoQueue {
     max_transfer: usize,
     in_capsule: usize,
     buffers: Vec<Sgl>,
+    /// Of each, how many of its first bytes have been digested since it was handed out, and their digest: a load that sends the
+    /// same again and again need not be slower than its target.
+    digests: Vec<Cell<Option<(usize, u32)>>>,
     /// Bytes that each tag's command carries; `None` when it is free.
     busy: Vec<Option<usize>>,
     events: Vec<Event>,
@@ -26,9 +31,19 @@ impl IoQueue {
         max_transfer: usize,
         in_capsule: usize,
     ) -> Self {
+        let digests = (0..depth).map(|_| Cell::default()).collect();
         let buffers = (0..depth).map(|_| Buf::zeroed(max_transfer).sgl(0, max_transfer)).collect();
         let busy = vec![None; usize::from(depth)];
-        IoQueue { connection, namespace, max_transfer, in_capsule, buffers, busy, events: Vec::new() }
+        IoQueue {
+            connection,
+            namespace,
+            max_transfer,
+            in_capsule,
+            buffers,
+            digests,
+            busy,
+            events: Vec::new(),
+        }
     }
 }
 
@@ -46,6 +61,7 @@ impl Queue for IoQueue {
     }
 
     fn buffer(&self, tag: u16) -> &Sgl {
+        self.digests[usize::from(tag)].take();
         &self.buffers[usize::from(tag)]
     }
 
@@ -58,6 +74,7 @@ impl Queue for IoQueue {
         let len = command.data_len(self.namespace.block_size);
         let data = &self.buffers[usize::from(tag)];
         if command.kind == Kind::Deallocate {
+            self.digests[usize::from(tag)].take();
             data.copy_in(0, &command.dsm_range());
         }
         let inside = if command.sends() && len <= self.in_capsule { len } else { 0 };
@@ -67,7 +84,13 @@ impl Queue for IoQueue {
             SglDescriptor::transport(len as u32)
         });
         self.busy[usize::from(tag)] = Some(len);
-        self.connection.command(&sqe, data, inside);
+        let digest = (inside > 0 && self.connection.digests_data()).then(|| {
+            let known = self.digests[usize::from(tag)].get().filter(|(digested, _)| *digested == inside);
+            known.map_or_else(|| data_digest(data, 0, inside), |(_, digest)| digest)
+        });
+        // Of a read none: other bytes will be there.
+        self.digests[usize::from(tag)].set(digest.map(|digest| (inside, digest)));
+        self.connection.command(&sqe, data, inside, digest);
         Ok(())
     }
 
