@@ -160,7 +160,7 @@ impl Buf {
     }
 
     #[inline]
-    fn seg(&self, at: usize, len: usize) -> Seg {
+    pub(super) fn seg(&self, at: usize, len: usize) -> Seg {
         assert!(at.checked_add(len).is_some_and(|end| end <= self.capacity()), "range outside the buffer");
         // SAFETY: `at` is within the allocation.
         Seg::new(unsafe { self.header().data.add(at) }, len)

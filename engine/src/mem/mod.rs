@@ -5,6 +5,7 @@
 //! Such memory is reached by copy-in, copy-out, iovecs and `&[AtomicU8]` alone; what is lent nobody writes ([`Sgl::lent`]).
 
 mod buf;
+mod chunk;
 mod guest;
 mod loan;
 mod mapping;
@@ -14,6 +15,7 @@ mod sigbus;
 mod stream;
 
 pub use buf::{Buf, pool_bytes};
+pub use chunk::{Chunk, Room};
 pub use guest::{Access, GuestMemory, MemError, Region, RegionId};
 pub use loan::{Holder, Lender, Writing};
 pub use mapping::Mapping;

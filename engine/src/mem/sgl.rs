@@ -49,6 +49,10 @@ impl Seg {
         self.ptr.as_ptr() as usize
     }
 
+    pub(crate) fn iovec(&self) -> libc::iovec {
+        libc::iovec { iov_base: self.as_ptr().cast(), iov_len: self.len }
+    }
+
     fn part(&self, at: usize, len: usize) -> Seg {
         debug_assert!(at <= self.len && len <= self.len - at);
         // SAFETY: `at` is within the run (checked by the callers, asserted above).
@@ -421,7 +425,7 @@ impl Sgl {
     pub(crate) fn iovecs(&self, skip: usize, max: usize, to: &mut Vec<libc::iovec>) {
         self.each(skip, self.len - skip, |seg| {
             if to.len() < max {
-                to.push(libc::iovec { iov_base: seg.as_ptr().cast(), iov_len: seg.len });
+                to.push(seg.iovec());
             }
         });
     }

@@ -95,7 +95,7 @@ impl Ring {
         let mut slot = self.spare.borrow_mut().pop().unwrap_or_default();
         let seq = self.seq.get() + 1;
         self.seq.set(seq);
-        let receives = matches!(op, RingOp::Receive { .. });
+        let receives = matches!(op, RingOp::Receive { .. } | RingOp::Fill { .. });
         slot.fill(op, client, cookie, seq);
         let key = self.slots.borrow_mut().insert(slot);
         self.in_flight.set(self.in_flight.get() + 1);

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 use io_uring::{opcode, squeue, types};
 
 use super::{OpId, RingClient};
-use crate::mem::Sgl;
+use crate::mem::{Room, Sgl};
 
 /// A file or socket that operations share.
 pub type Fd = Arc<OwnedFd>;
@@ -71,6 +71,13 @@ pub enum RingOp {
         sgl: Sgl,
         /// Bytes of `sgl` to pass over.
         skip: usize,
+    },
+    /// Receives what a stream socket has into the room of a [`crate::mem::Chunk`]. A result of 0 is the peer's end.
+    Fill {
+        /// The socket.
+        fd: Fd,
+        /// Memory.
+        room: Room,
     },
     /// Sends lists in order on a stream socket, passing over the first `skip` bytes. May send less than all. The kernel
     /// has copied what it sends when the operation ends.
@@ -187,6 +194,7 @@ impl Slot {
             ) => {
                 sgl.iovecs(*skip, MAX_IOVECS, &mut self.iovecs);
             }
+            Some(RingOp::Fill { room, .. }) => self.iovecs.push(room.seg().iovec()),
             Some(RingOp::Send { sgls, skip, .. }) => gather(sgls, *skip, &mut self.iovecs),
             Some(RingOp::Connect { addr, .. }) => self.addr = Some((*addr).into()),
             _ => {}
@@ -229,7 +237,7 @@ impl Slot {
             Some(RingOp::Fallocate { fd: f, mode, offset, len }) => {
                 opcode::Fallocate::new(fd(f), *len).mode(*mode).offset(*offset).build()
             }
-            Some(RingOp::Receive { fd: f, .. }) => match one {
+            Some(RingOp::Receive { fd: f, .. } | RingOp::Fill { fd: f, .. }) => match one {
                 Some((base, len)) => opcode::Recv::new(fd(f), base, len).build(),
                 None => opcode::RecvMsg::new(fd(f), self.msghdr.get()).build(),
             },

@@ -161,9 +161,9 @@ impl Connection {
     }
 
     fn receive(self: &Rc<Self>) {
-        let (sgl, skip) = self.rx.borrow_mut().target();
+        let receive = self.rx.borrow_mut().receive(self.fd.clone());
         self.receiving.set(true);
-        self.shard.ring().start(RingOp::Receive { fd: self.fd.clone(), sgl, skip }, self.clone(), RECEIVED);
+        self.shard.ring().start(receive, self.clone(), RECEIVED);
     }
 
     /// A header is there: where does the data go?
@@ -189,10 +189,10 @@ impl Connection {
             let mut rx = self.rx.borrow_mut();
             let mut data = rx.take_data();
             let intact = match (rx.framer.data_digest(), &mut data) {
-                (Some(want), Some(data)) => digest(data) == want,
+                (Some(want), Some((data, crc))) => crc.unwrap_or_else(|| digest(data)) == want,
                 _ => true,
             };
-            (rx.framer.pdu_type(), data, intact)
+            (rx.framer.pdu_type(), data.map(|(data, _)| data), intact)
         };
         if !intact {
             self.home.rejections().note(Reason::DataDigest, self.peer);
@@ -440,18 +440,18 @@ impl Connection {
 impl RingClient for Connection {
     fn done(self: Rc<Self>, completion: Completion, cookie: u64) {
         match (cookie, completion.op) {
-            (RECEIVED, _) => {
+            (RECEIVED, by) => {
                 self.receiving.set(false);
-                match completion.result {
-                    Ok(n) if n > 0 && self.phase.get() == Phase::Lingering => {
+                let n = completion.result.unwrap_or(0) as usize;
+                self.rx.borrow_mut().received(by, n);
+                match self.phase.get() {
+                    _ if n == 0 => self.close(),
+                    Phase::Closed => {}
+                    Phase::Lingering => {
                         self.rx.borrow_mut().discard();
                         self.receive();
                     }
-                    Ok(n) if n > 0 && self.phase.get() != Phase::Closed => {
-                        self.rx.borrow_mut().received(n as usize);
-                        self.pump();
-                    }
-                    _ => self.close(),
+                    _ => self.pump(),
                 }
             }
             (_, RingOp::Send { fd, mut sgls, skip, now }) => {
