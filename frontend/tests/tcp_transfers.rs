@@ -13,6 +13,7 @@ use frontend::tcp::{Reason, TargetConfig};
 use nvme_proto::Sqe;
 use nvme_proto::dptr::SglDescriptor;
 use nvme_proto::fabrics::{Cattr, Connect};
+use nvme_proto::opcode::AdminOpcode;
 use nvme_proto::tcp::{IcResp, PduType, R2t};
 use nvme_proto::zerocopy::IntoBytes;
 
@@ -293,4 +294,39 @@ fn connections_are_bounded() {
     assert!(hosts[16..].iter_mut().all(Host::is_closed));
     hosts[0].send(icreq(0).as_bytes());
     assert_eq!(hosts[0].receive().unwrap().ch.pdu_type, PduType::IcResp, "who is there stays");
+}
+
+/// A send may keep a little back for the next one: a connection that ends says it all the same.
+#[test]
+fn a_connection_that_ends_says_all_of_it() {
+    const BLOCK: usize = 4096;
+    let rig = Rig::new();
+    let mut admin = Host::open(rig.addr, 0);
+    let cntlid = admin.connect_admin(SUBNQN, 0);
+    admin.enable();
+    for count in 1..=48u16 {
+        let mut io = Host::open(rig.addr, 0);
+        assert!(io.connect_queue(SUBNQN, count, cntlid).status().is_success());
+        let data = pattern(count.into(), BLOCK);
+        assert!(io.write(8, &data).status().is_success());
+        let mut bytes = Vec::new();
+        for cid in 0..count {
+            let mut read = Sqe { cid, ..rw(2, 8, BLOCK) };
+            read.set_sgl(SglDescriptor::transport(BLOCK as u32));
+            bytes.extend(io.capsule(read, &[]));
+        }
+        let mut disconnect = Sqe { opc: AdminOpcode::Fabrics.0, nsid: 8, cid: count, ..Sqe::default() };
+        disconnect.set_sgl(SglDescriptor::transport(0));
+        bytes.extend(io.capsule(disconnect, &[]));
+        io.send(&bytes);
+        let mut reads = 0;
+        while let Some(pdu) = io.receive() {
+            if pdu.ch.pdu_type == PduType::C2hData {
+                assert!(pdu.data == data);
+                reads += 1;
+            }
+        }
+        assert_eq!(reads, count);
+        assert!(io.is_closed());
+    }
 }

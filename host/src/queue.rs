@@ -36,7 +36,8 @@ pub trait Queue: Send {
     /// Bytes that one command may carry.
     fn max_transfer(&self) -> usize;
 
-    /// The buffer of `tag`, at least [`Queue::max_transfer`] bytes: filled before a write, read after a read. Asked for each time.
+    /// The buffer of `tag`, at least [`Queue::max_transfer`] bytes: filled before a write, read after a read. Who
+    /// writes to it asks for it again first: what is sent may be digested once for each time.
     fn buffer(&self, tag: u16) -> &Sgl;
 
     /// Nobody will look at what reads bring: where it has to be copied, it may be thrown away instead.

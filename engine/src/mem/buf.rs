@@ -62,7 +62,8 @@ thread_local! {
 /// calls [`Buf::zeroed`].
 pub struct Buf(NonNull<Header>);
 
-// SAFETY: the count is atomic; the bytes are reached by `&mut` when the count is one, else only by raw copies.
+// SAFETY: the count is atomic; the bytes are reached by `&mut` when the count is one, else only by raw copies, or, in parts that
+// nobody else is given, through a `Chunk` and its room.
 unsafe impl Send for Buf {}
 // SAFETY: as above; `&Buf` gives no reference to the bytes.
 unsafe impl Sync for Buf {}
@@ -128,6 +129,11 @@ impl Buf {
         Some(unsafe { std::slice::from_raw_parts_mut(h.data.as_ptr(), h.cap) })
     }
 
+    /// Whether both are of the same buffer.
+    pub(super) fn is(&self, other: &Buf) -> bool {
+        self.0 == other.0
+    }
+
     /// A list of one segment over bytes `at .. at + len`; the list keeps the buffer alive.
     ///
     /// # Panics
@@ -143,8 +149,8 @@ impl Buf {
     #[inline]
     pub fn copy_in(&self, at: usize, bytes: &[u8]) {
         let to = self.seg(at, bytes.len()).as_ptr();
-        // SAFETY: within the buffer, whose bytes are borrowed only by `&mut`; others may copy at the same time, and bytes
-        // have no invalid value.
+        // SAFETY: within the buffer, whose bytes are borrowed only by `&mut`, or by a `Chunk`, which gives nobody the buffer; others
+        // may copy at the same time, and bytes have no invalid value.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 

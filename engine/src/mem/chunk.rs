@@ -16,12 +16,12 @@ pub struct Chunk {
 /// Room of a [`Chunk`] that nobody else reaches: for [`crate::ring::RingOp::Fill`].
 #[derive(Debug)]
 pub struct Room {
-    /// Keeps the buffer alive.
-    _buf: Buf,
+    /// Whose part it is; it keeps that alive.
+    buf: Buf,
     seg: Seg,
 }
 
-// SAFETY: the run lies in the buffer that `_buf` keeps alive, whichever thread drops it.
+// SAFETY: the run lies in the buffer that `buf` keeps alive, whichever thread drops it.
 unsafe impl Send for Room {}
 
 impl Room {
@@ -112,7 +112,7 @@ impl Chunk {
         assert!(!self.out, "the room is out");
         self.out = true;
         let seg = self.seg(self.end, self.room_left().min(most));
-        Room { _buf: self.buf.clone(), seg }
+        Room { buf: self.buf.clone(), seg }
     }
 
     /// Takes the room back, with so many bytes in it.
@@ -120,10 +120,7 @@ impl Chunk {
     /// # Panics
     /// If it is none of this one's, or has not so many.
     pub fn filled(&mut self, room: Room, n: usize) {
-        assert!(
-            self.out && room.seg.addr() == self.seg(self.end, 0).addr() && n <= room.len(),
-            "another's room"
-        );
+        assert!(self.out && room.buf.is(&self.buf) && n <= room.len(), "another's room");
         self.out = false;
         self.end += n;
     }

@@ -2,7 +2,8 @@
 //! Memory that I/O moves through: pool buffers, guest maps, and scatter-gather lists over both.
 //!
 //! Nothing here hands out a `&[u8]` to memory that another party (a guest, the kernel, another shard) may write.
-//! Such memory is reached by copy-in, copy-out, iovecs and `&[AtomicU8]` alone; what is lent nobody writes ([`Sgl::lent`]).
+//! Such memory is reached by copy-in, copy-out, iovecs and `&[AtomicU8]` alone; what is lent nobody writes ([`Sgl::lent`]), and
+//! what a [`Chunk`] has not handed on nobody else has.
 
 mod buf;
 mod chunk;

@@ -20,7 +20,7 @@ use slab::Slab;
 
 pub use file::{DirectAlignment, direct_alignment};
 pub use op::{Completion, Fd, RingOp};
-pub use segment::{Segment, split_off};
+pub use segment::Segment;
 pub use setup::MINIMUM_KERNEL;
 pub(crate) use setup::of_fitting_size;
 pub use socket::{MAX_FDS, receive_with_fds, send_lists, send_with_fds, widen_window};

@@ -4,8 +4,6 @@ use std::os::fd::BorrowedFd;
 
 use nix::sys::socket::{getsockopt, sockopt};
 
-use crate::mem::Sgl;
-
 /// Bytes of packets that the kernel hands to a network interface at once: 64 KiB with room for its headers (the GSO size of
 /// an interface that has not been told otherwise). Several packets of them, or a single one that is larger.
 const AT_ONCE: usize = (64 << 10) - 321;
@@ -18,7 +16,7 @@ const AGAIN: u32 = 64;
 pub struct Segment {
     /// Its bytes; zero where there are no packets.
     len: usize,
-    /// Sends since the kernel was asked.
+    /// Sends that might have been cut.
     sends: u32,
 }
 
@@ -43,29 +41,6 @@ fn rest(waiting: usize, len: usize) -> usize {
     if waiting > len && rest <= len / 4 { rest } else { 0 }
 }
 
-/// Moves the last `bytes` of `lists` to the end of `to`, in their order.
-///
-/// # Panics
-/// If there are fewer.
-pub fn split_off(lists: &mut Vec<Sgl>, bytes: usize, to: &mut Vec<Sgl>) {
-    if bytes == 0 {
-        return;
-    }
-    let (mut at, mut left) = (lists.len(), bytes);
-    while left > 0 {
-        at -= 1;
-        let len = lists[at].len();
-        if len > left {
-            to.push(lists[at].slice(len - left, left));
-            lists[at] = lists[at].slice(0, len - left);
-            at += 1;
-            break;
-        }
-        left -= len;
-    }
-    to.extend(lists.drain(at..));
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
@@ -73,7 +48,6 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::testing::{bytes, filled};
 
     #[test]
     fn a_segment_is_whole_packets() {
@@ -101,19 +75,5 @@ mod tests {
     fn little_waits_and_much_does_not() {
         let rests = [0, 1, 1000, 1001, 1250, 1251, 2000, 2001, 2250, 2999].map(|n| rest(n, 1000));
         assert_eq!(rests, [0, 0, 0, 1, 250, 0, 0, 1, 250, 0]);
-    }
-
-    #[test]
-    fn lists_are_split_at_any_byte() {
-        for left in 0..=12 {
-            let mut lists = vec![filled(4, 1), filled(4, 2), filled(4, 3)];
-            let mut to = vec![filled(1, 0)];
-            split_off(&mut lists, 12 - left, &mut to);
-            let of = |lists: &[Sgl]| lists.iter().flat_map(bytes).collect::<Vec<u8>>();
-            let all = [of(&lists), of(&to[1..])].concat();
-            assert_eq!(all, [[1; 4], [2; 4], [3; 4]].concat());
-            assert_eq!(of(&lists).len(), left);
-            assert!(lists.iter().chain(&to).all(|list| !list.is_empty()));
-        }
     }
 }

@@ -471,10 +471,11 @@ impl RingClient for Connection {
                 }
                 self.tx.borrow_mut().sent(sgls);
                 if failed {
+                    self.tx.borrow_mut().forget();
                     self.close();
                 } else {
-                    // What stayed goes at the turn's end, with what there is by then.
-                    if self.phase.get() != Phase::Live || !self.tx.borrow().is_idle() {
+                    // What stayed goes at the turn's end, with what there is by then; after the last word nothing does.
+                    if self.phase.get() == Phase::Farewell || !self.tx.borrow().is_idle() {
                         self.note();
                     }
                     self.pump();

@@ -6,7 +6,7 @@
 use std::os::fd::BorrowedFd;
 
 use engine::mem::{Buf, Sgl};
-use engine::ring::{Segment, split_off};
+use engine::ring::Segment;
 use nvme_proto::tcp::{self, CommonHdr, DIGEST_LEN, PduType, flags};
 use nvme_proto::zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -31,7 +31,7 @@ pub(super) struct Batch {
 pub(super) struct Sender {
     /// Lists that wait, in order.
     pending: Vec<Sgl>,
-    /// What holds the budget's bytes for data that waits, each with the byte of all that were ever added where its data ends.
+    /// What holds the budget's bytes for data that waits, each with the byte of all that were ever added where its PDU ends.
     leases: Vec<(u64, Lease)>,
     added: u64,
     /// Bytes that wait or are with the kernel.
@@ -191,24 +191,14 @@ impl Sender {
         } else {
             lists.extend(self.pending.drain(..LISTS));
         }
-        self.sending = Some(std::mem::take(&mut self.leases));
-        if !self.pending.is_empty() {
-            self.keep(lent);
-        }
-        Some(Batch { lists, lent })
-    }
-
-    /// What waits keeps its part of the budget, and is the connection's own.
-    fn keep(&mut self, lent: bool) {
-        let waits: usize = self.pending.iter().map(Sgl::len).sum();
-        let from = self.added - waits as u64;
-        if let Some(sending) = &mut self.sending {
-            let goes = sending.partition_point(|(end, _)| *end <= from);
-            self.leases = sending.split_off(goes);
-        }
+        let stays: usize = self.pending.iter().map(Sgl::len).sum();
+        let goes = self.leases.partition_point(|(end, _)| *end <= self.added - stays as u64);
+        let stay = self.leases.split_off(goes);
+        self.sending = Some(std::mem::replace(&mut self.leases, stay));
         if lent {
             give_back(&mut self.pending);
         }
+        Some(Batch { lists, lent })
     }
 
     /// Lets go of what waits: nobody will have it.
@@ -247,6 +237,29 @@ impl Sender {
 /// A common header whose lengths and digest flags [`Sender::pdu`] fills in.
 pub(super) fn common(pdu_type: PduType, flags: u8) -> CommonHdr {
     CommonHdr { pdu_type, flags, hlen: 0, pdo: 0, plen: 0 }
+}
+
+/// Moves the last `bytes` of `lists` to the end of `to`, in their order.
+///
+/// # Panics
+/// If there are fewer.
+fn split_off(lists: &mut Vec<Sgl>, bytes: usize, to: &mut Vec<Sgl>) {
+    if bytes == 0 {
+        return;
+    }
+    let (mut at, mut left) = (lists.len(), bytes);
+    while left > 0 {
+        at -= 1;
+        let len = lists[at].len();
+        if len > left {
+            to.push(lists[at].slice(len - left, left));
+            lists[at] = lists[at].slice(0, len - left);
+            at += 1;
+            break;
+        }
+        left -= len;
+    }
+    to.extend(lists.drain(at..));
 }
 
 /// Copies what is lent of `lists`.
@@ -373,6 +386,35 @@ mod tests {
             let second = sender.next(stream.as_fd()).unwrap();
             sender.sent(second.lists);
             assert_eq!(held.get(), 0);
+        });
+    }
+
+    #[test]
+    fn lists_are_split_at_any_byte() {
+        for left in 0..=12 {
+            let mut lists = vec![filled(4, 1), filled(4, 2), filled(4, 3)];
+            let mut to = vec![filled(1, 0)];
+            split_off(&mut lists, 12 - left, &mut to);
+            let of = |lists: &[Sgl]| lists.iter().flat_map(bytes).collect::<Vec<u8>>();
+            let all = [of(&lists), of(&to[1..])].concat();
+            assert_eq!(all, [[1; 4], [2; 4], [3; 4]].concat());
+            assert_eq!(of(&lists).len(), left);
+            assert!(lists.iter().chain(&to).all(|list| !list.is_empty()));
+        }
+    }
+
+    #[test]
+    fn what_nobody_will_have_holds_no_budget() {
+        let sim = Sim::new(1).unwrap();
+        sim.on(0, |shard| {
+            let budget = Budget::new(shard, 1 << 30);
+            let held = Rc::new(Cell::new(0));
+            let lease = |_| (filled(BLOCK, 0), budget.lease(&held, BLOCK));
+            let stream = stream();
+            let (mut sender, _, first) = segments_and_a_rest(stream.as_fd(), lease);
+            sender.sent(first.lists);
+            sender.forget();
+            assert_eq!((held.get(), sender.backlog()), (0, 0));
         });
     }
 }

@@ -417,7 +417,7 @@ impl Connection {
                     return Err(Error::Protocol("a wrong data digest from the target".into()));
                 }
                 let (buffer, expected) =
-                    buffer(data.cccid).ok_or_else(|| malformed("C2HData for no command"))?;
+                    buffer(data.cccid).ok_or_else(|| malformed("C2HData for no read"))?;
                 if to.checked_add(len).is_none_or(|end| end > expected) {
                     return Err(malformed("C2HData beyond its command"));
                 }
@@ -447,7 +447,7 @@ impl Connection {
     ) -> Result<Option<usize>> {
         let (plen, have) = (ch.plen as usize, self.have - at);
         let Ok((data, _)) = DataHdr::read_from_prefix(&self.input[at..self.have]) else { return Ok(None) };
-        let (_, expected) = buffer(data.cccid).ok_or_else(|| malformed("C2HData for no command"))?;
+        let (_, expected) = buffer(data.cccid).ok_or_else(|| malformed("C2HData for no read"))?;
         if (data.datao as usize).checked_add(data.datal as usize).is_none_or(|end| end > expected) {
             return Err(malformed("C2HData beyond its command"));
         }

@@ -14,13 +14,17 @@ pub struct IoQueue {
     namespace: Namespace,
     max_transfer: usize,
     in_capsule: usize,
-    buffers: Vec<Sgl>,
-    /// Of each, how many of its first bytes have been digested since it was handed out, and their digest: a load that sends the
-    /// same again and again need not be slower than its target.
-    digests: Vec<Cell<Option<(usize, u32)>>>,
-    /// Bytes that each tag's command carries; `None` when it is free.
-    busy: Vec<Option<usize>>,
+    tags: Vec<Tag>,
     events: Vec<Event>,
+}
+
+struct Tag {
+    buffer: Sgl,
+    /// How many of the buffer's first bytes were digested since it was handed out, and their digest: a load that sends the same
+    /// again and again need not be slower than its target.
+    digest: Cell<Option<(usize, u32)>>,
+    /// The command that is out: the bytes it carries, and whether they go to the target.
+    out: Option<(usize, bool)>,
 }
 
 impl IoQueue {
@@ -31,25 +35,19 @@ impl IoQueue {
         max_transfer: usize,
         in_capsule: usize,
     ) -> Self {
-        let digests = (0..depth).map(|_| Cell::default()).collect();
-        let buffers = (0..depth).map(|_| Buf::zeroed(max_transfer).sgl(0, max_transfer)).collect();
-        let busy = vec![None; usize::from(depth)];
-        IoQueue {
-            connection,
-            namespace,
-            max_transfer,
-            in_capsule,
-            buffers,
-            digests,
-            busy,
-            events: Vec::new(),
-        }
+        let tag = |_| Tag {
+            buffer: Buf::zeroed(max_transfer).sgl(0, max_transfer),
+            digest: Cell::default(),
+            out: None,
+        };
+        let tags = (0..depth).map(tag).collect();
+        IoQueue { connection, namespace, max_transfer, in_capsule, tags, events: Vec::new() }
     }
 }
 
 impl Queue for IoQueue {
     fn depth(&self) -> u16 {
-        self.buffers.len() as u16
+        self.tags.len() as u16
     }
 
     fn namespace(&self) -> &Namespace {
@@ -61,8 +59,9 @@ impl Queue for IoQueue {
     }
 
     fn buffer(&self, tag: u16) -> &Sgl {
-        self.digests[usize::from(tag)].take();
-        &self.buffers[usize::from(tag)]
+        let tag = &self.tags[usize::from(tag)];
+        tag.digest.take();
+        &tag.buffer
     }
 
     fn discard_reads(&mut self) {
@@ -72,10 +71,10 @@ impl Queue for IoQueue {
     fn submit(&mut self, tag: u16, command: Command) -> Result<()> {
         let mut sqe = command.sqe(tag, self.namespace.nsid);
         let len = command.data_len(self.namespace.block_size);
-        let data = &self.buffers[usize::from(tag)];
+        let Tag { buffer, digest, out } = &mut self.tags[usize::from(tag)];
         if command.kind == Kind::Deallocate {
-            self.digests[usize::from(tag)].take();
-            data.copy_in(0, &command.dsm_range());
+            digest.take();
+            buffer.copy_in(0, &command.dsm_range());
         }
         let inside = if command.sends() && len <= self.in_capsule { len } else { 0 };
         sqe.set_sgl(if inside > 0 {
@@ -83,25 +82,28 @@ impl Queue for IoQueue {
         } else {
             SglDescriptor::transport(len as u32)
         });
-        self.busy[usize::from(tag)] = Some(len);
-        let digest = (inside > 0 && self.connection.digests_data()).then(|| {
-            let known = self.digests[usize::from(tag)].get().filter(|(digested, _)| *digested == inside);
-            known.map_or_else(|| data_digest(data, 0, inside), |(_, digest)| digest)
+        *out = Some((len, command.sends()));
+        let now = (inside > 0 && self.connection.digests_data()).then(|| {
+            let known = digest.get().filter(|(digested, _)| *digested == inside);
+            known.map_or_else(|| data_digest(buffer, 0, inside), |(_, digest)| digest)
         });
         // Of a read none: other bytes will be there.
-        self.digests[usize::from(tag)].set(digest.map(|digest| (inside, digest)));
-        self.connection.command(&sqe, data, inside, digest);
+        digest.set(now.map(|digest| (inside, digest)));
+        self.connection.command(&sqe, buffer, inside, now);
         Ok(())
     }
 
     fn poll(&mut self, done: &mut Vec<Done>) -> Result<()> {
-        let (buffers, busy) = (&self.buffers, &self.busy);
-        let buffer = |cid: u16| Some((buffers.get(usize::from(cid))?, (*busy.get(usize::from(cid))?)?));
+        let tags = &self.tags;
+        let buffer = |cid: u16| {
+            let tag = tags.get(usize::from(cid))?;
+            tag.out.filter(|(_, sends)| !sends).map(|(len, _)| (&tag.buffer, len))
+        };
         self.connection.poll(buffer, &mut self.events)?;
         for event in self.events.drain(..) {
             match event {
                 Event::Response(cqe) => {
-                    let expected = self.busy.get_mut(usize::from(cqe.cid)).and_then(Option::take);
+                    let expected = self.tags.get_mut(usize::from(cqe.cid)).and_then(|tag| tag.out.take());
                     if expected.is_none() {
                         return Err(Error::Protocol(format!(
                             "a response for command {} that is not there",
@@ -111,12 +113,14 @@ impl Queue for IoQueue {
                     done.push(Done { tag: cqe.cid, status: cqe.status() });
                 }
                 Event::Ready { cid, ttag, at, len } => {
-                    let tag = usize::from(cid);
-                    let size = self.busy.get(tag).copied().flatten().unwrap_or(0);
+                    let tag = self.tags.get(usize::from(cid));
+                    let size = tag.and_then(|tag| tag.out).map_or(0, |(len, _)| len);
                     if (at as usize).checked_add(len as usize).is_none_or(|end| end > size) {
                         return Err(Error::Protocol("an R2T beyond its command".into()));
                     }
-                    self.connection.h2c_data(cid, ttag, &self.buffers[tag], at as usize, len as usize);
+                    if let Some(tag) = tag {
+                        self.connection.h2c_data(cid, ttag, &tag.buffer, at as usize, len as usize);
+                    }
                 }
             }
         }
