@@ -62,7 +62,8 @@ fn only_layers_that_look_at_no_data_pass_on_what_is_lent() {
         let borrower = Rc::new(Borrower::default());
         sim.on(0, |_| {
             let mut io = Io::new(IoId::default());
-            *io.request_mut() = Request { op: Op::Read, lba: 3, blocks: 1, sgl: Buf::new(4096).sgl(0, 4096) };
+            *io.request_mut() =
+                Request { op: Op::Read, lba: 3, blocks: 1, sgl: Buf::new(4096).into_sgl(4096) };
             io.forward_to_borrow(&channel, borrower.clone(), 0);
         });
         assert!(sim.run_until(|| !borrower.0.borrow().is_empty()));

@@ -103,7 +103,7 @@ impl Direct {
         let origin = Origin::new();
         let make = |tag| {
             let mut io = Io::new(IoId { origin, tag: tag as u64 });
-            io.request_mut().sgl = Buf::new(bytes).sgl(0, bytes);
+            io.request_mut().sgl = Buf::new(bytes).into_sgl(bytes);
             io
         };
         let source = Source { free: RefCell::new((0..depth).map(make).collect()), failed: Cell::new(false) };

@@ -63,7 +63,7 @@ impl Issuer for Collector {
 
 /// Memory of `len` bytes, each `byte`.
 pub fn filled(len: usize, byte: u8) -> Sgl {
-    let sgl = Buf::new(len).sgl(0, len);
+    let sgl = Buf::new(len).into_sgl(len);
     sgl.copy_in(0, &vec![byte; len]);
     sgl
 }

@@ -186,7 +186,7 @@ impl CryptChannel {
         }
         if from.bytes_mut().is_none() {
             // The layer below still holds the buffer.
-            let copy = Buf::new(from.len()).sgl(0, from.len());
+            let copy = Buf::new(from.len()).into_sgl(from.len());
             copy.copy_from(&from);
             from = copy;
         }
@@ -261,7 +261,7 @@ impl CryptChannel {
 
 /// A pool buffer of `len` bytes, all of which `fill` writes.
 fn buffer(len: usize, fill: impl FnOnce(&mut [u8])) -> Result<Sgl, IoError> {
-    let mut sgl = Buf::new(len).sgl(0, len);
+    let mut sgl = Buf::new(len).into_sgl(len);
     fill(sgl.bytes_mut().ok_or(IoError::Failed)?);
     Ok(sgl)
 }

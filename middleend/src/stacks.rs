@@ -123,9 +123,9 @@ impl Worker {
     fn step(self: Rc<Self>, mut io: Io, step: u64) {
         let (lba, plain) = (self.first + step / 3 % 50, pattern(step / 3, BLOCK));
         let (op, sgl) = match step % 3 {
-            0 => (Op::Write { fua: step.is_multiple_of(4) }, Buf::new(BLOCK).sgl(0, BLOCK)),
+            0 => (Op::Write { fua: step.is_multiple_of(4) }, Buf::new(BLOCK).into_sgl(BLOCK)),
             1 => (Op::Flush, Default::default()),
-            _ => (Op::Compare, Buf::new(BLOCK).sgl(0, BLOCK)),
+            _ => (Op::Compare, Buf::new(BLOCK).into_sgl(BLOCK)),
         };
         if op != Op::Flush {
             sgl.copy_in(0, &plain);

@@ -211,7 +211,7 @@ impl Host {
 }
 
 pub(crate) fn filled(bytes: &[u8]) -> Sgl {
-    let sgl = Buf::new(bytes.len()).sgl(0, bytes.len());
+    let sgl = Buf::new(bytes.len()).into_sgl(bytes.len());
     sgl.copy_in(0, bytes);
     sgl
 }

@@ -148,7 +148,7 @@ impl FileChannel {
                 (Step::Transfer, _) => RingOp::Read { fd, offset, sgl: job.memory().clone(), skip },
                 (Step::Allocate(mode), _) => RingOp::Fallocate { fd, mode: mode.bits(), offset: start, len },
                 (Step::Zeroes, _) => {
-                    let zeroes = self.zeroes.get_or_init(|| Buf::zeroed(ZEROES).sgl(0, ZEROES));
+                    let zeroes = self.zeroes.get_or_init(|| Buf::zeroed(ZEROES).into_sgl(ZEROES));
                     let piece = (len - job.at).min(ZEROES as u64) as usize;
                     RingOp::Write { fd, offset, sgl: zeroes.slice(0, piece), skip: 0, dsync: false }
                 }

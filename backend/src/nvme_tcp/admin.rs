@@ -40,7 +40,7 @@ pub(super) async fn connect(
     data.cntlid = cntlid;
     data.subnqn = config.subnqn.to_field();
     data.hostnqn = config.hostnqn.to_field();
-    let memory = Buf::new(size_of::<ConnectData>()).sgl(0, size_of::<ConnectData>());
+    let memory = Buf::new(size_of::<ConnectData>()).into_sgl(size_of::<ConnectData>());
     memory.copy_in(0, data.as_bytes());
     let kato = if qid == 0 { config.kato_ms() } else { 0 };
     // A queue never has more commands out than entries, so SQHD tells nothing new, and reads may end without a response.
@@ -84,7 +84,7 @@ pub(super) async fn log_page(conn: &Conn, lid: LogId, offset: u64, len: u32) -> 
 }
 
 async fn read(conn: &Conn, command: &'static str, sqe: Sqe, len: usize) -> Result<Vec<u8>, Reason> {
-    let memory = Buf::zeroed(len).sgl(0, len);
+    let memory = Buf::zeroed(len).into_sgl(len);
     run(conn, command, sqe, Way::In, memory.clone()).await?;
     let mut bytes = vec![0; len];
     memory.copy_out(0, &mut bytes);

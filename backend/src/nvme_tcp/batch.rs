@@ -164,7 +164,7 @@ impl Batch {
             data.copy_out(0, bytes);
             crc = tcp::digest(bytes);
         }
-        self.parts.push(Part::Data { sgl: staged.sgl(0, data.len()), lent_by: None });
+        self.parts.push(Part::Data { sgl: staged.into_sgl(data.len()), lent_by: None });
         self.heads(&crc.to_le_bytes());
     }
 
@@ -208,7 +208,7 @@ impl Batch {
     pub fn stage(&mut self, cid: u16, queue: &mut Queue) {
         for (run, sgl) in self.runs.iter_mut().zip(&mut self.sgls) {
             if run.lent_by == Some(cid) {
-                let copy = Buf::new(run.len).sgl(0, run.len);
+                let copy = Buf::new(run.len).into_sgl(run.len);
                 copy.copy_from(sgl);
                 *sgl = copy;
                 run.lent_by = None;

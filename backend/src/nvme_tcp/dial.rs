@@ -41,14 +41,14 @@ pub(super) async fn dial(shard: &Shard, config: &Config) -> Result<(Fd, Agreed),
     let mut hang = Hang(Some(fd.clone()));
     let done = shard.ring().run(RingOp::Connect { fd: fd.clone(), addr }).await;
     done.result.map_err(|e| Reason::socket("connect", &e))?;
-    let req = Buf::new(128).sgl(0, 128);
+    let req = Buf::new(128).into_sgl(128);
     req.copy_in(0, wire::ic_req(hdgst, ddgst).as_bytes());
     let mut skip = 0;
     while skip < 128 {
         let op = RingOp::Send { fd: fd.clone(), sgls: vec![req.clone()], skip, now: false };
         skip += shard.ring().run(op).await.result.map_err(|e| Reason::socket("send", &e))? as usize;
     }
-    let resp = Buf::zeroed(128).sgl(0, 128);
+    let resp = Buf::zeroed(128).into_sgl(128);
     let mut bytes = [0; 128];
     let mut have = 0;
     while have < 128 {

@@ -88,7 +88,7 @@ impl Issued {
                 // One range: NR is zero-based.
                 sqe.cdw11 = DsmCdw11::new().with_ad(true).into_bits();
                 let range = DsmRange { cattr: 0, llb: blocks, slba: lba };
-                self.ranges = Buf::new(size_of::<DsmRange>()).sgl(0, size_of::<DsmRange>());
+                self.ranges = Buf::new(size_of::<DsmRange>()).into_sgl(size_of::<DsmRange>());
                 self.ranges.copy_in(0, range.as_bytes());
                 return (sqe, Way::Out);
             }

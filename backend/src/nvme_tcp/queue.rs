@@ -437,7 +437,7 @@ impl Queue {
         let base = command.sent as usize;
         let rest = if command.way == Way::Out { issued.data().len().saturating_sub(base) } else { 0 };
         let data = if rest > 0 {
-            let staged = Buf::new(rest).sgl(0, rest);
+            let staged = Buf::new(rest).into_sgl(rest);
             staged.copy_part(0, issued.data(), base, rest);
             staged
         } else {

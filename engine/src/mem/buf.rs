@@ -142,6 +142,15 @@ impl Buf {
         Sgl::of_buf(self.clone(), self.seg(at, len))
     }
 
+    /// The first `len` bytes as a list, for one that needs the buffer for nothing else.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn into_sgl(self, len: usize) -> Sgl {
+        let seg = self.seg(0, len);
+        Sgl::of_buf(self, seg)
+    }
+
     /// Writes `bytes` into the buffer from byte `at` on, as [`Sgl::copy_in`] does.
     ///
     /// # Panics

@@ -343,10 +343,13 @@ mod tests {
     fn a_receive_follows_what_its_turn_sends() {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         let ring = Ring::new(64).unwrap();
-        let receive =
-            RingOp::Receive { fd: Arc::new(near.into()), sgl: crate::mem::Buf::new(64).sgl(0, 64), skip: 0 };
+        let receive = RingOp::Receive {
+            fd: Arc::new(near.into()),
+            sgl: crate::mem::Buf::new(64).into_sgl(64),
+            skip: 0,
+        };
         ring.start(receive, Rc::new(Deaf), 0);
-        let sgls = vec![crate::mem::Buf::zeroed(64).sgl(0, 64)];
+        let sgls = vec![crate::mem::Buf::zeroed(64).into_sgl(64)];
         ring.start(RingOp::Send { fd: Arc::new(far.into()), sgls, skip: 0, now: false }, Rc::new(Deaf), 1);
         assert_eq!(ring.uring.borrow_mut().submission().len(), 1, "the receive comes after it");
         ring.submit();

@@ -85,7 +85,7 @@ pub(crate) struct NotAnEvent;
 
 impl Interrupts {
     pub fn new(shard: &Shard, vectors: u16) -> Self {
-        let one = Buf::zeroed(8).sgl(0, 8);
+        let one = Buf::zeroed(8).into_sgl(8);
         one.copy_in(0, &1u64.to_ne_bytes());
         Interrupts {
             shard: shard.clone(),

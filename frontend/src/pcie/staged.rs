@@ -116,7 +116,7 @@ async fn gather(
         read(function, gpa, &mut bytes).await?;
         walk.take(&bytes, &mut runs)?;
     }
-    let data = Buf::zeroed(len).sgl(0, len);
+    let data = Buf::zeroed(len).into_sgl(len);
     match direction {
         Direction::ToHost => {
             to.replace(runs);

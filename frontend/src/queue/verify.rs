@@ -57,7 +57,7 @@ impl<T: Transport> Queue<T> {
             let Some(sqe) = waits else { continue };
             let commit = attachment.limits.volatile_cache && nvm::commits_first(&sqe);
             let len = ((whole.blocks as usize) << attachment.block_shift).min(PIECE);
-            let parts = Parts { whole, data: Buf::new(len).sgl(0, len), commit, done: 0 };
+            let parts = Parts { whole, data: Buf::new(len).into_sgl(len), commit, done: 0 };
             self.work(ticket, Work::new(attachment, Pieces::Verify(Box::new(parts))));
             // It is at work, unless its namespace has changed too much.
             if self.slots.borrow_mut().get(ticket).is_some() {

@@ -116,7 +116,7 @@ impl Receiver {
             self.crc = self.framer.agreed().ddgst.then(|| tcp::digest(&self.chunk.bytes()[..n]));
             self.sink = Some((self.chunk.take(n), n));
         } else {
-            let (sgl, got) = self.sink.get_or_insert_with(|| (Buf::new(wanted).sgl(0, wanted), 0));
+            let (sgl, got) = self.sink.get_or_insert_with(|| (Buf::new(wanted).into_sgl(wanted), 0));
             sgl.copy_in(*got, &self.chunk.bytes()[..n]);
             *got = got.saturating_add(n);
             self.chunk.pass(n);
@@ -256,7 +256,7 @@ mod tests {
         for (pdu_type, hlen, then) in [(PduType::H2cData, 24, HEADS), (PduType::CapsuleCmd, 72, CHUNK)] {
             begin(&mut rx, pdu_type, hlen, 8192, &[0]);
             if pdu_type == PduType::H2cData {
-                rx.sink(Buf::new(8192).sgl(0, 8192));
+                rx.sink(Buf::new(8192).into_sgl(8192));
             }
             while rx.step().unwrap() == Step::Again {}
             let (by, room) = receive(&mut rx);

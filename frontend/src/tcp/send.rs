@@ -266,7 +266,7 @@ fn split_off(lists: &mut Vec<Sgl>, bytes: usize, to: &mut Vec<Sgl>) {
 #[cold]
 fn give_back(lists: &mut [Sgl]) {
     for list in lists.iter_mut().filter(|list| list.is_lent()) {
-        let copy = Buf::new(list.len()).sgl(0, list.len());
+        let copy = Buf::new(list.len()).into_sgl(list.len());
         copy.copy_from(list);
         *list = copy;
     }

@@ -125,7 +125,7 @@ impl Connection {
         len: usize,
         lease: Lease,
     ) -> Option<Sgl> {
-        let sgl = Buf::new(len).sgl(0, len);
+        let sgl = Buf::new(len).into_sgl(len);
         if direction == Direction::ToHost {
             self.slot(ticket, |s| s.lease = Some(lease));
             return Some(sgl);

@@ -490,7 +490,7 @@ mod tests {
             out.bytes(&header);
             want.extend_from_slice(&header);
             if i % 3 != 0 {
-                let sgl = Buf::new(data.len()).sgl(0, data.len());
+                let sgl = Buf::new(data.len()).into_sgl(data.len());
                 sgl.copy_in(0, &data);
                 out.data(sgl);
                 want.extend_from_slice(&data);

@@ -157,7 +157,7 @@ impl Controller {
     /// # Errors
     /// Its status.
     pub fn admin_read(&mut self, what: &'static str, mut sqe: Sqe, len: usize) -> Result<Vec<u8>> {
-        let data = Buf::zeroed(len).sgl(0, len);
+        let data = Buf::zeroed(len).into_sgl(len);
         (sqe.cid, _) = (3, sqe.set_sgl(SglDescriptor::transport(len as u32)));
         call(&mut self.admin, what, &sqe, &data, 0)?;
         let mut bytes = vec![0; len];
@@ -228,7 +228,7 @@ fn connect_queue(c: &mut Connection, options: &Options, qid: u16, cntlid: u16, e
     let mut sqe = connect.to_sqe(0);
     let bytes = data.as_bytes();
     sqe.set_sgl(SglDescriptor::in_capsule(bytes.len() as u32));
-    let sgl = Buf::new(bytes.len()).sgl(0, bytes.len());
+    let sgl = Buf::new(bytes.len()).into_sgl(bytes.len());
     sgl.copy_in(0, bytes);
     let cqe = call(c, "connect", &sqe, &sgl, bytes.len())?;
     Ok(cqe.dw0 as u16)

@@ -36,7 +36,7 @@ impl IoQueue {
         in_capsule: usize,
     ) -> Self {
         let tag = |_| Tag {
-            buffer: Buf::zeroed(max_transfer).sgl(0, max_transfer),
+            buffer: Buf::zeroed(max_transfer).into_sgl(max_transfer),
             digest: Cell::default(),
             out: None,
         };

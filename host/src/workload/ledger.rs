@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn wrong_blocks_are_told_from_right_ones() {
         let mut ledger = Ledger::new(1, 100, 512);
-        let data = Buf::zeroed(1024).sgl(0, 1024);
+        let data = Buf::zeroed(1024).into_sgl(1024);
         assert_eq!(ledger.check(10, 2, &data), Ok(0), "never written: anything is right");
         ledger.fill(10, 2, &data);
         ledger.written(10, 2, true);
@@ -166,7 +166,7 @@ mod tests {
         data.copy_in(1000, &[data_byte(&data, 1000) ^ 1]);
         assert_eq!(ledger.check(10, 2, &data).unwrap_err().lba, 11);
         // The old version where a newer one was acknowledged.
-        let old = Buf::zeroed(1024).sgl(0, 1024);
+        let old = Buf::zeroed(1024).into_sgl(1024);
         ledger.fill(10, 2, &old);
         ledger.written(10, 2, true);
         ledger.fill(10, 2, &data);
@@ -178,13 +178,13 @@ mod tests {
     #[test]
     fn a_write_that_nobody_acknowledged_may_have_happened() {
         let mut ledger = Ledger::new(1, 4, 512);
-        let (first, second) = (Buf::zeroed(512).sgl(0, 512), Buf::zeroed(512).sgl(0, 512));
+        let (first, second) = (Buf::zeroed(512).into_sgl(512), Buf::zeroed(512).into_sgl(512));
         ledger.fill(0, 1, &first);
         ledger.written(0, 1, true);
         ledger.fill(0, 1, &second);
         ledger.written(0, 1, false);
         assert!(ledger.check(0, 1, &first).is_ok() && ledger.check(0, 1, &second).is_ok());
-        let third = Buf::zeroed(512).sgl(0, 512);
+        let third = Buf::zeroed(512).into_sgl(512);
         ledger.fill(0, 1, &third);
         ledger.written(0, 1, true);
         assert!(ledger.check(0, 1, &second).is_err(), "a ghost over a newer write");

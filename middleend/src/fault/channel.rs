@@ -244,7 +244,7 @@ impl FaultChannel {
             self.volume.cache().map(|cache| cache.newest(io.lba(), io.blocks())).unwrap_or_default();
         let len = io.blocks() as usize * self.unit;
         let instead = (io.op() == Op::Compare).then(|| {
-            let sgl = Buf::new(len).sgl(0, len);
+            let sgl = Buf::new(len).into_sgl(len);
             Request { op: Op::Read, lba: io.lba(), blocks: io.blocks(), sgl }
         });
         if overlay.len() == io.blocks() as usize {
@@ -295,7 +295,7 @@ impl FaultChannel {
             _ => Vec::new(),
         };
         let Some((lba, _)) = run.first() else { return self.send(io, LAST, None) };
-        let sgl = Buf::new(run.len() * self.unit).sgl(0, run.len() * self.unit);
+        let sgl = Buf::new(run.len() * self.unit).into_sgl(run.len() * self.unit);
         for (i, (_, content)) in run.iter().enumerate() {
             sgl.copy_in(i * self.unit, content);
         }

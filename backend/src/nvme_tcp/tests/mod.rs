@@ -138,7 +138,7 @@ impl Issuer for Teller {
 }
 
 pub fn memory(bytes: &[u8]) -> Sgl {
-    let sgl = Buf::new(bytes.len()).sgl(0, bytes.len());
+    let sgl = Buf::new(bytes.len()).into_sgl(bytes.len());
     sgl.copy_in(0, bytes);
     sgl
 }
