@@ -65,14 +65,19 @@ pub fn receive_with_fds(
     Ok(got)
 }
 
-/// Sends lists in order, passing over the first `skip` bytes, without waiting. May send less than all: what a
+/// Sends at most `most` bytes of lists in order, passing over the first `skip`, without waiting. May send less: what a
 /// [`super::RingOp::Send`] does, for a program without a ring.
 ///
 /// # Errors
 /// Those of sendmsg(2): `WouldBlock` when the socket's buffer is full.
-pub fn send_lists(socket: BorrowedFd<'_>, sgls: &[Sgl], skip: usize) -> io::Result<usize> {
+pub fn send_lists(socket: BorrowedFd<'_>, sgls: &[Sgl], skip: usize, most: usize) -> io::Result<usize> {
     let mut iovecs = Vec::with_capacity(sgls.len().min(MAX_IOVECS));
     gather(sgls, skip, &mut iovecs);
+    let mut left = most;
+    for run in &mut iovecs {
+        run.iov_len = run.iov_len.min(left);
+        left -= run.iov_len;
+    }
     // SAFETY: an all-zero msghdr is valid.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     (message.msg_iov, message.msg_iovlen) = (iovecs.as_mut_ptr(), iovecs.len());

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::mem::{Buf, Sgl};
-use engine::ring::send_lists;
+use engine::ring::{Segment, send_lists};
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use nvme_proto::tcp::{
@@ -80,6 +80,10 @@ pub(super) fn data_digest(data: &Sgl, at: usize, len: usize) -> u32 {
     crc
 }
 
+/// What little of a send would need a TCP segment of its own goes with the next one, where it is at most one part in so many:
+/// the last bytes of large writes.
+const FEW: usize = 64;
+
 /// What waits to be sent: headers, and the commands' own memory for data, which its owner leaves as it is until the
 /// command has ended.
 #[derive(Default)]
@@ -87,6 +91,7 @@ struct Outgoing {
     lists: Vec<Sgl>,
     /// Bytes of them that are sent.
     sent: usize,
+    segment: Segment,
     /// Where headers are laid, and the ones that are not in `lists` yet.
     heads: Option<Buf>,
     from: usize,
@@ -132,12 +137,15 @@ impl Outgoing {
         self.lists.drain(..whole);
     }
 
-    /// Sends as much as the socket takes.
+    /// Sends as much as the socket takes, but for [`FEW`] bytes.
     fn send(&mut self, stream: &TcpStream) -> Result<()> {
         self.seal();
         let total: usize = self.lists.iter().map(Sgl::len).sum();
-        while self.sent < total {
-            match send_lists(stream.as_fd(), &self.lists, self.sent) {
+        let waiting = total - self.sent;
+        let rest = self.segment.rest(stream.as_fd(), waiting);
+        let until = if rest <= waiting / FEW { total - rest } else { total };
+        while self.sent < until {
+            match send_lists(stream.as_fd(), &self.lists, self.sent, until - self.sent) {
                 Ok(n) => self.sent += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     self.forget_sent();
@@ -146,6 +154,10 @@ impl Outgoing {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(Error::io("send to the target")(e)),
             }
+        }
+        if until < total {
+            self.forget_sent();
+            return Ok(());
         }
         self.lists.clear();
         self.sent = 0;
@@ -506,5 +518,26 @@ mod tests {
         }
         assert!(got == want);
         assert!(out.lists.is_empty() && out.sent == 0);
+    }
+
+    #[test]
+    fn the_last_bytes_of_a_large_write_go_with_the_next_send() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        let mut out = Outgoing::default();
+        let mut total = 0;
+        while total < 128 << 10 || Segment::default().rest(stream.as_fd(), total) == 0 {
+            out.data(Buf::zeroed(512).into_sgl(512));
+            total += 512;
+        }
+        let mut got = vec![0; total];
+        out.send(&stream).unwrap();
+        let left: usize = out.lists.iter().map(Sgl::len).sum::<usize>() - out.sent;
+        assert!((1..=total / FEW).contains(&left), "{left} of {total}");
+        out.send(&stream).unwrap();
+        assert!(out.lists.is_empty());
+        peer.read_exact(&mut got).unwrap();
     }
 }
