@@ -19,7 +19,9 @@ pub fn start(root: &Path, directory: &Path, cpus: &str, setup: Setup) -> Result<
     let sockets = directory.join("sockets");
     fs::create_dir_all(&sockets)?;
     let (log, rpc) = (directory.join("log"), directory.join("rpc"));
-    let mut command = Command::new(program);
+    let mut command = Command::new(program.canonicalize()?);
+    // It leaves a core file where it was started, of all that it has touched.
+    command.current_dir(directory);
     // Without huge pages it takes this much address space; what it touches of it is what counts.
     let mebibytes = match setup {
         Setup::Idle | Setup::Shards(_) => "1024",
