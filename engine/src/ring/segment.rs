@@ -22,7 +22,7 @@ pub struct Segment {
 
 impl Segment {
     /// Of `waiting` bytes for `socket`, how many had better wait for the next send, when that is to come anyway: the few that
-    /// would need a segment of their own.
+    /// would need a segment of their own. None where the kernel does not say how long a packet is (TCP_MAXSEG, tcp(7)).
     pub fn rest(&mut self, socket: BorrowedFd<'_>, waiting: usize) -> usize {
         if waiting <= AT_ONCE / 2 {
             return 0;

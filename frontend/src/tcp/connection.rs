@@ -474,7 +474,7 @@ impl RingClient for Connection {
                     self.tx.borrow_mut().forget();
                     self.close();
                 } else {
-                    // What stayed goes at the turn's end, with what there is by then; after the last word nothing does.
+                    // What stayed goes at the turn's end, with what there is by then; the last word's end is noticed there.
                     if self.phase.get() == Phase::Farewell || !self.tx.borrow().is_idle() {
                         self.note();
                     }

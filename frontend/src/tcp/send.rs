@@ -244,9 +244,6 @@ pub(super) fn common(pdu_type: PduType, flags: u8) -> CommonHdr {
 /// # Panics
 /// If there are fewer.
 fn split_off(lists: &mut Vec<Sgl>, bytes: usize, to: &mut Vec<Sgl>) {
-    if bytes == 0 {
-        return;
-    }
     let (mut at, mut left) = (lists.len(), bytes);
     while left > 0 {
         at -= 1;
@@ -372,20 +369,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_holds_no_budget() {
+    fn what_is_sent_or_forgotten_holds_no_budget() {
         let sim = Sim::new(1).unwrap();
         sim.on(0, |shard| {
-            let budget = Budget::new(shard, 1 << 30);
-            let held = Rc::new(Cell::new(0));
-            let lease = |_| (filled(BLOCK, 0), budget.lease(&held, BLOCK));
-            let stream = stream();
-            let (mut sender, count, first) = segments_and_a_rest(stream.as_fd(), lease);
-            assert_eq!(held.get(), count * BLOCK);
-            sender.sent(first.lists);
-            assert_eq!(held.get(), BLOCK, "that of the last, of which a part waits");
-            let second = sender.next(stream.as_fd()).unwrap();
-            sender.sent(second.lists);
-            assert_eq!(held.get(), 0);
+            for forgotten in [false, true] {
+                let budget = Budget::new(shard, 1 << 30);
+                let held = Rc::new(Cell::new(0));
+                let lease = |_| (filled(BLOCK, 0), budget.lease(&held, BLOCK));
+                let stream = stream();
+                let (mut sender, count, first) = segments_and_a_rest(stream.as_fd(), lease);
+                assert_eq!(held.get(), count * BLOCK);
+                sender.sent(first.lists);
+                assert_eq!(held.get(), BLOCK, "that of the last, of which a part waits");
+                if forgotten {
+                    sender.forget();
+                } else {
+                    let second = sender.next(stream.as_fd()).unwrap();
+                    sender.sent(second.lists);
+                }
+                assert_eq!((held.get(), sender.backlog()), (0, 0));
+            }
         });
     }
 
@@ -401,20 +404,5 @@ mod tests {
             assert_eq!(of(&lists).len(), left);
             assert!(lists.iter().chain(&to).all(|list| !list.is_empty()));
         }
-    }
-
-    #[test]
-    fn what_nobody_will_have_holds_no_budget() {
-        let sim = Sim::new(1).unwrap();
-        sim.on(0, |shard| {
-            let budget = Budget::new(shard, 1 << 30);
-            let held = Rc::new(Cell::new(0));
-            let lease = |_| (filled(BLOCK, 0), budget.lease(&held, BLOCK));
-            let stream = stream();
-            let (mut sender, _, first) = segments_and_a_rest(stream.as_fd(), lease);
-            sender.sent(first.lists);
-            sender.forget();
-            assert_eq!((held.get(), sender.backlog()), (0, 0));
-        });
     }
 }
