@@ -3,11 +3,15 @@
 
 mod common;
 
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::stall::Stall;
 use common::{Host, Rig, SUBNQN, icreq, pattern, rw};
+use engine::mem::Seg;
+use engine::{Channel, Io, Limits, Scope, Shard, Volume, VolumeStats};
 use frontend::Namespace;
 use frontend::tcp::{Reason, TargetConfig};
 use nvme_proto::Sqe;
@@ -282,6 +286,56 @@ fn data_in_capsules_is_bounded() {
         done.store(true, Ordering::Relaxed);
         assert_eq!(ended, 100);
     });
+}
+
+/// A volume that is done with a write at once, and notes where its data lay.
+#[derive(Default)]
+struct Placed {
+    stats: VolumeStats,
+    at: Mutex<Vec<usize>>,
+}
+
+impl Volume for Placed {
+    fn limits(&self) -> Limits {
+        Limits::full(512, 2048)
+    }
+
+    fn stats(&self) -> &VolumeStats {
+        &self.stats
+    }
+
+    fn open(self: Arc<Self>, _shard: &Shard) -> Rc<dyn Channel> {
+        Rc::new(PlacedChannel(self))
+    }
+}
+
+struct PlacedChannel(Arc<Placed>);
+
+impl Channel for PlacedChannel {
+    fn submit(self: Rc<Self>, io: Io) {
+        self.0.at.lock().unwrap().extend(io.request().sgl.segs().first().map(Seg::addr));
+        io.complete(Ok(()));
+    }
+
+    fn revoke(&self, _scope: Scope) {}
+}
+
+#[test]
+fn memory_of_a_write_that_has_ended_takes_the_next() {
+    let rig = Rig::new();
+    let volume = Arc::new(Placed::default());
+    let placed = Namespace { nsid: 7, uuid: [7; 16], nguid: [0; 16], eui64: [0; 8], volume: volume.clone() };
+    rig.subsystem.add_namespace(placed).unwrap();
+    let (_admin, mut io) = rig.connect(0);
+    for slba in 0..8 {
+        let mut sqe = Sqe { nsid: 7, ..rw(1, slba, 4096) };
+        sqe.set_sgl(SglDescriptor::in_capsule(4096));
+        let bytes = io.capsule(sqe, &[1; 4096]);
+        io.send(&bytes);
+        assert!(io.complete(&[]).0.status().is_success());
+    }
+    let at = volume.at.lock().unwrap();
+    assert!(at.len() == 8 && at.iter().all(|one| *one == at[0]), "{at:x?}");
 }
 
 #[test]

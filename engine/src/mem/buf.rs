@@ -16,14 +16,6 @@ const CLASSES: usize = 13;
 const KEEP: usize = 4 << 20;
 const ALIGN: usize = 4096;
 
-/// Bytes that all pool buffers of this process occupy: in use and kept for reuse.
-static BYTES: AtomicUsize = AtomicUsize::new(0);
-
-/// Bytes that the pools of this process hold at the moment, in use or kept for reuse.
-pub fn pool_bytes() -> usize {
-    BYTES.load(Ordering::Relaxed)
-}
-
 struct Header {
     refs: AtomicUsize,
     data: NonNull<u8>,
@@ -86,7 +78,6 @@ impl Buf {
             let Some(data) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
                 handle_alloc_error(layout)
             };
-            BYTES.fetch_add(cap, Ordering::Relaxed);
             let header = Header { refs: AtomicUsize::new(1), data, cap, class };
             NonNull::from(Box::leak(Box::new(header)))
         });
@@ -223,7 +214,6 @@ impl std::fmt::Debug for Buf {
 fn release(header: NonNull<Header>) {
     // SAFETY: the header came from `Box::leak` in `Buf::new`, its count is zero, and it is in no free list.
     let header = unsafe { Box::from_raw(header.as_ptr()) };
-    BYTES.fetch_sub(header.cap, Ordering::Relaxed);
     // SAFETY: `data` was allocated with this very layout.
     unsafe { dealloc(header.data.as_ptr(), Header::layout(header.cap)) };
 }

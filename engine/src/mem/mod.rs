@@ -15,7 +15,7 @@ mod share;
 mod sigbus;
 mod stream;
 
-pub use buf::{Buf, pool_bytes};
+pub use buf::Buf;
 pub use chunk::{Chunk, Room};
 pub use guest::{Access, GuestMemory, MemError, Region, RegionId};
 pub use loan::{Holder, Lender, Writing};

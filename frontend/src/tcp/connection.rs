@@ -73,6 +73,8 @@ pub(super) struct Connection {
     pub deadline: Cell<u64>,
     pub rx: RefCell<Receiver>,
     receiving: Cell<bool>,
+    /// A receive begins at the end of the turn.
+    due: Cell<bool>,
     pub tx: RefCell<Sender>,
     noted: Cell<bool>,
     pub queue: RefCell<Option<Rc<Queue<Wire>>>>,
@@ -112,6 +114,7 @@ impl Connection {
             deadline: Cell::new(0),
             rx: RefCell::new(Receiver::new(Framer::new(ADMIN_IN_CAPSULE, MAXH2CDATA as usize))),
             receiving: Cell::new(false),
+            due: Cell::new(false),
             tx: RefCell::new(Sender::new()),
             noted: Cell::new(false),
             queue: RefCell::default(),
@@ -160,10 +163,12 @@ impl Connection {
         }
     }
 
+    /// Receives at the end of the turn: by then the volume has copied what came, as a rule, and what comes next has the same
+    /// memory, which is near.
     fn receive(self: &Rc<Self>) {
-        let receive = self.rx.borrow_mut().receive(self.fd.clone());
         self.receiving.set(true);
-        self.shard.ring().start(receive, self.clone(), RECEIVED);
+        self.due.set(true);
+        self.note();
     }
 
     /// A header is there: where does the data go?
@@ -491,5 +496,9 @@ impl TurnEnd for Connection {
     fn turn_end(self: Rc<Self>) {
         self.noted.set(false);
         self.flush();
+        if self.due.replace(false) {
+            let receive = self.rx.borrow_mut().receive(self.fd.clone());
+            self.shard.ring().start(receive, self.clone(), RECEIVED);
+        }
     }
 }
