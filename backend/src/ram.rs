@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use engine::mem::{Holder, Lender, Sgl, Writing};
+use engine::mem::{Holder, Lender, PREFETCH, Sgl, Writing};
 use engine::{Channel, Io, IoError, IoResult, Limits, OnTimer, Op, Scope, Shard, Volume, VolumeStats};
 
 /// Bytes that one lock covers.
@@ -37,6 +37,8 @@ const PIECE: usize = 4 << 20;
 const CACHED: usize = 64 << 20;
 /// Writes of fewer bytes are not worth going past the caches.
 const PAST_CACHES: usize = 4096;
+/// So many I/Os before its turn the second part of one is fetched.
+const AHEAD: usize = 2;
 
 /// A lock on a cache line of its own.
 #[derive(Debug, Default)]
@@ -181,6 +183,27 @@ impl RamChannel {
         self.bytes.len() > CACHED && len >= PAST_CACHES
     }
 
+    /// Has the processor fetch the blocks of an I/O from byte `skip` on, as many as it takes at once, unless they are written
+    /// past the caches.
+    fn fetch(&self, (io, range): &(Io, Range<usize>), skip: usize) {
+        let past = io.op().modifies() && self.passes_caches(range.len());
+        if io.op().has_data() && range.len() > skip && !past {
+            self.bytes.prefetch(range.start + skip, range.len() - skip);
+        }
+    }
+
+    /// Empties `batch` into `done`. What was not fetched when an I/O came is fetched just in time; what there is beyond
+    /// that, the processor fetches by itself.
+    fn each(&self, batch: &mut Batch, mut done: impl FnMut(Io, Range<usize>)) {
+        let mut batch = batch.drain(..);
+        let fetch = |next: &(Io, Range<usize>)| self.fetch(next, PREFETCH);
+        batch.as_slice().iter().take(AHEAD).for_each(fetch);
+        while let Some((io, range)) = batch.next() {
+            batch.as_slice().get(AHEAD - 1).into_iter().for_each(fetch);
+            done(io, range);
+        }
+    }
+
     /// Does what changes blocks.
     fn change(&self, io: &Io, range: Range<usize>, to: &Writing<'_>) {
         let (sgl, start) = (io.sgl(), range.start);
@@ -230,10 +253,9 @@ impl Channel for RamChannel {
             op if op.modifies() => &self.writes,
             _ => &self.reads,
         };
-        if io.op().has_data() && !(io.op().modifies() && self.passes_caches(range.len())) {
-            self.bytes.prefetch(range.start, range.len());
-        }
-        batch.borrow_mut().push((io, range));
+        let one = (io, range);
+        self.fetch(&one, 0);
+        batch.borrow_mut().push(one);
         self.note();
     }
 
@@ -257,25 +279,24 @@ impl Channel for RamChannel {
             && let Some(to) = self.bytes.write()
         {
             let mut writes = self.writes.take();
-            for (io, range) in writes.drain(..) {
+            self.each(&mut writes, |io, range| {
                 self.change(&io, range, &to);
                 io.complete(Ok(()));
-            }
+            });
             self.writes.replace(writes);
         }
         let mut reads = self.reads.take();
         let mut loan = None;
-        for (mut io, range) in reads.drain(..) {
+        self.each(&mut reads, |mut io, range| {
             if io.borrows()
                 && let Some(all) = loan.get_or_insert_with(|| self.loan())
             {
                 io.request_mut().sgl = all.slice(range.start, range.len());
-                io.complete(Ok(()));
-                continue;
+                return io.complete(Ok(()));
             }
             let result = self.look(&io, range);
             io.complete(result);
-        }
+        });
         self.reads.replace(reads);
         if !self.writes.borrow().is_empty() {
             self.note();

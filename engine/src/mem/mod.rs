@@ -20,6 +20,6 @@ pub use chunk::{Chunk, Room};
 pub use guest::{Access, GuestMemory, MemError, Region, RegionId};
 pub use loan::{Holder, Lender, Writing};
 pub use mapping::Mapping;
-pub use sgl::{Seg, Sgl};
+pub use sgl::{PREFETCH, Seg, Sgl};
 pub use share::MapShare;
 pub use sigbus::condemnations;

@@ -14,9 +14,9 @@ use super::{Buf, Mapping};
 /// Bytes of a cache line.
 #[cfg(target_arch = "x86_64")]
 pub(super) const LINE: usize = 64;
-/// Bytes that [`Sgl::prefetch`] asks for: those of the commonest I/O. What follows the processor fetches by itself.
-#[cfg(target_arch = "x86_64")]
-const PREFETCH: usize = 4096;
+/// Bytes that [`Sgl::prefetch`] asks for at most. A processor has room for some tens of lines that are on their way, and
+/// forgets what is asked for beyond that: of 64 lines asked for at once some never come.
+pub const PREFETCH: usize = 40 * 64;
 
 /// A run of bytes. Only meaningful beside the [`Sgl`] that keeps it alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,8 +189,8 @@ impl Sgl {
         }
     }
 
-    /// Has the processor fetch what a copy of bytes `at .. at + len` begins with, while other work goes on: into the second
-    /// level of its caches, which has room for as many as come in a turn.
+    /// Has the processor fetch bytes `at .. at + len`, the first [`PREFETCH`] of them at most, while other work goes on: into
+    /// the second level of its caches, which has room for as many as come in a turn.
     ///
     /// # Panics
     /// If the first of them are not within the list.
