@@ -1,9 +1,9 @@
 //! A volume in memory: nothing of it outlives the process, and it takes room only for what was written, in huge pages
 //! where the kernel gives them.
 //!
-//! A transfer costs little but waiting for memory. So those of a turn gather, what each begins with is fetched into the
-//! caches when it comes, and they are done at the turn's end. A write to a large volume waits for nothing: it goes past the
-//! caches.
+//! A transfer costs little but waiting for memory. So those of a turn gather, and are done at its end: what each begins with
+//! is fetched into the caches when it comes, the rest of a block shortly before it is done. A write to a large volume waits
+//! for nothing: it goes past the caches.
 //!
 //! Where one shard alone uses the volume, whoever may borrow what he reads ([`Io::borrows`]) gets the volume's own memory.
 //! While any of it is out nothing is written: writes wait, for a turn as a rule, and meanwhile reads are copied, so that
@@ -37,7 +37,7 @@ const PIECE: usize = 4 << 20;
 const CACHED: usize = 64 << 20;
 /// Writes of fewer bytes are not worth going past the caches.
 const PAST_CACHES: usize = 4096;
-/// So many I/Os before its turn the second part of one is fetched.
+/// So many I/Os before it is done, as far as there are others, the second part of one is fetched.
 const AHEAD: usize = 2;
 
 /// A lock on a cache line of its own.

@@ -6,6 +6,8 @@ mod common;
 use std::time::Duration;
 
 use common::{Host, Rig, SUBNQN, pattern, rw};
+use engine::Sim;
+use frontend::tcp::{Target, TargetConfig};
 use nvme_proto::dptr::SglDescriptor;
 use nvme_proto::fabrics::{AddressFamily, disconnect};
 use nvme_proto::identify::{ControllerType, IdentifyController, IdentifyNamespace};
@@ -115,7 +117,7 @@ fn a_controller_is_what_linux_needs() {
 fn the_discovery_service_tells_what_is_where() {
     let rig = Rig::new();
     let v6 = rig.target.listen("[::1]:0".parse().unwrap(), &rig.subsystem).unwrap();
-    let hidden = common::subsystem(&rig.shards, "nqn.2024-01.test:hidden");
+    let hidden = common::subsystem(rig.shards.handles(), "nqn.2024-01.test:hidden");
     hidden.set_allowed_hosts(vec![Nqn::new("nqn.2024-01.test:friend").unwrap()]);
     rig.target.listen(rig.addr, &hidden).unwrap();
     let mut admin = Host::open(v6, 0);
@@ -258,7 +260,7 @@ fn a_subsystem_is_closed_under_its_hosts() {
     assert!(rig.subsystem.close().wait(Duration::from_secs(20)));
     assert!(admin.is_closed() && io.is_closed());
     // Its address is free at once.
-    let again = common::subsystem(&rig.shards, SUBNQN);
+    let again = common::subsystem(rig.shards.handles(), SUBNQN);
     assert_eq!(rig.target.listen(rig.addr, &again).unwrap(), rig.addr);
     let mut admin = Host::open(rig.addr, 0);
     admin.connect_admin(SUBNQN, 0);
@@ -302,4 +304,20 @@ fn an_io_queue_disconnects() {
     let cntlid = rig.subsystem.controllers()[0].cntlid();
     let again = || Host::open(rig.addr, 0).connect_queue(SUBNQN, 1, cntlid).status().is_success();
     while !again() {}
+}
+
+/// What came last begins a receive, which the end of a turn would start: there is none any more.
+#[test]
+fn a_shard_that_ends_closes_its_connections() {
+    let sim = Sim::new(1).unwrap();
+    let target = Target::new(&sim.handles(), TargetConfig::default()).unwrap();
+    let subsystem = common::subsystem(&sim.handles(), SUBNQN);
+    let addr = target.listen("127.0.0.1:0".parse().unwrap(), &subsystem).unwrap();
+    let rest = || assert!(sim.settle(Duration::ZERO, 1000));
+    rest();
+    let mut host = Host::raw(addr);
+    rest();
+    host.send(&common::icreq(0).as_bytes()[..8]);
+    drop(sim);
+    assert!(host.is_closed());
 }

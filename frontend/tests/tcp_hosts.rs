@@ -318,7 +318,7 @@ impl Drop for Ended<'_> {
 fn the_discovery_log_is_read_in_parts_while_it_changes() {
     let rig = Rig::new();
     let others: Vec<_> =
-        (0..6).map(|i| common::subsystem(&rig.shards, &format!("nqn.2024-01.test:{i}"))).collect();
+        (0..6).map(|i| common::subsystem(rig.shards.handles(), &format!("nqn.2024-01.test:{i}"))).collect();
     let mut finder = Host::open(rig.addr, 0);
     finder.connect_admin(DISCOVERY_NQN, 0);
     finder.enable();

@@ -183,7 +183,7 @@ fn the_shutdown_waits_for_the_flush() {
 #[test]
 fn a_subsystem_shown_no_more_loses_its_hosts() {
     let rig = Rig::new();
-    let other = common::subsystem(&rig.shards, "nqn.2024-01.test:other");
+    let other = common::subsystem(rig.shards.handles(), "nqn.2024-01.test:other");
     rig.target.listen(rig.addr, &other).unwrap();
     let (mut admin, mut io) = rig.connect(0);
     let mut stays = Host::open(rig.addr, 0);

@@ -218,7 +218,8 @@ impl Sgl {
         self.each(at, bytes.len(), |seg| {
             let (now, rest) = from.split_at(seg.len);
             // SAFETY: the owner keeps `seg.len` bytes alive at `seg.ptr`, and they are not borrowed as a reference (those
-            // that are lent are refused), so `now` cannot overlap them. Another party may write them at the same time; bytes have no invalid value.
+            // that are lent are refused), so `now` cannot overlap them. Another party may write them at the same time; bytes
+            // have no invalid value.
             unsafe { seg.ptr.as_ptr().copy_from_nonoverlapping(now.as_ptr(), seg.len) };
             from = rest;
         });

@@ -285,10 +285,12 @@ impl Ring {
         pending || !uring.completion().is_empty()
     }
 
-    /// Cancels everything and waits until the kernel has let go of it. Clients still hear of each end.
-    pub(crate) fn drain(&self) {
+    /// Cancels everything and waits until the kernel has let go of it. Clients still hear of each end, and `then` lets them
+    /// do what they left for later.
+    pub(crate) fn drain(&self, then: impl Fn()) {
         self.bell.take();
         for _ in 0..1000 {
+            then();
             if self.in_flight() == 0 {
                 return;
             }

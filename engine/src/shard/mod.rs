@@ -55,7 +55,7 @@ pub(crate) fn completed(io: Io, result: IoResult) {
 
 /// Who is called at the end of a batch: see [`Shard::at_turn_end`].
 pub trait TurnEnd {
-    /// Sends what has gathered.
+    /// Sends what has gathered, and begins what was to follow it.
     fn turn_end(self: Rc<Self>);
 }
 
@@ -164,7 +164,7 @@ impl Shard {
         self.0.later.push(channel);
     }
 
-    /// As [`Shard::dirty`], for what is no channel: a host's connection or completion queue with answers to send.
+    /// As [`Shard::dirty`], for what is no channel: a host's connection or completion queue, which have answers to send.
     pub fn at_turn_end(&self, target: Rc<dyn TurnEnd>) {
         self.0.ends.push(target);
     }

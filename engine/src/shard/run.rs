@@ -168,7 +168,7 @@ fn work(shard: &Shard, config: &Config, usage: &Usage) {
                 idle_since = looked;
             }
         }
-        shard.0.ring.drain();
+        shard.drain();
     });
 }
 

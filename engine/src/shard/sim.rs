@@ -147,7 +147,7 @@ impl Sim {
 impl Drop for Sim {
     fn drop(&mut self) {
         for shard in &self.shards {
-            shard.enter(|| shard.0.ring.drain());
+            shard.enter(|| shard.drain());
         }
         self.shards.iter().for_each(Shard::close);
     }

@@ -28,6 +28,13 @@ impl Shard {
         f()
     }
 
+    /// Takes everything back from the kernel.
+    pub(super) fn drain(&self) {
+        self.0.ring.drain(|| {
+            self.0.ends.each(|end| end.turn_end());
+        });
+    }
+
     /// Lets go of all that the shard keeps, since much of that keeps the shard. Messages that it has not seen are
     /// dropped, and those who wait for their answers hear that there is none.
     pub(super) fn close(&self) {

@@ -72,8 +72,9 @@ pub(super) struct Connection {
     /// When it is closed at the latest; on the shard's clock. Zero for never.
     pub deadline: Cell<u64>,
     pub rx: RefCell<Receiver>,
+    /// A receive is out, or due.
     receiving: Cell<bool>,
-    /// A receive begins at the end of the turn.
+    /// It begins at the end of the turn.
     due: Cell<bool>,
     pub tx: RefCell<Sender>,
     noted: Cell<bool>,
@@ -313,7 +314,7 @@ impl Connection {
         self.note();
     }
 
-    /// There is something to send: once a turn is enough.
+    /// There is something to do at the turn's end: once is enough.
     pub fn note(self: &Rc<Self>) {
         if !self.noted.replace(true) {
             self.shard.at_turn_end(self.clone());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::testing::memory;
-use engine::{Config, Shards};
+use engine::{Config, ShardHandle, Shards};
 use frontend::tcp::{Target, TargetConfig};
 use frontend::{Namespace, Subsystem, SubsystemConfig};
 use nvme_proto::dptr::SglDescriptor;
@@ -48,7 +48,7 @@ impl Rig {
         memory::confine();
         let shards = Shards::start(&Config { cpus: vec![None; shards], ..Config::default() }).unwrap();
         let target = Target::new(shards.handles(), config).unwrap();
-        let subsystem = subsystem(&shards, SUBNQN);
+        let subsystem = subsystem(shards.handles(), SUBNQN);
         subsystem.add_namespace(namespace(1, 512, 64 << 20)).unwrap();
         // Every shard has the namespace before the first host comes, so that none hears of it as news.
         for shard in shards.handles() {
@@ -78,7 +78,7 @@ impl Drop for Rig {
     }
 }
 
-pub fn subsystem(shards: &Shards, nqn: &str) -> Arc<Subsystem> {
+pub fn subsystem(shards: &[ShardHandle], nqn: &str) -> Arc<Subsystem> {
     let config = SubsystemConfig {
         nqn: Nqn::new(nqn).unwrap(),
         serial: "TEST0001".into(),
@@ -86,7 +86,7 @@ pub fn subsystem(shards: &Shards, nqn: &str) -> Arc<Subsystem> {
         max_namespaces: BEYOND - 1,
         allowed_hosts: Vec::new(),
     };
-    Subsystem::new(config, shards.handles()).unwrap()
+    Subsystem::new(config, shards).unwrap()
 }
 
 pub fn namespace(nsid: u32, block_size: u32, bytes: u64) -> Namespace {

@@ -35,7 +35,7 @@ impl Rig {
     pub fn with(name: &str, persist: Option<Arc<dyn Persist>>) -> Self {
         let shards = Shards::start(&Config { cpus: vec![None, None], ..Config::default() }).unwrap();
         let target = Target::new(shards.handles(), TargetConfig::default()).unwrap();
-        let subsystem = subsystem(&shards, SUBNQN);
+        let subsystem = subsystem(shards.handles(), SUBNQN);
         let first = namespace(1, 512, 64 << 20);
         match persist {
             Some(persist) => subsystem.add_persistent_namespace(first, persist).unwrap(),

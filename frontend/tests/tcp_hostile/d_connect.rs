@@ -210,7 +210,7 @@ pub const IO: Connect = Connect { qid: 1, ..ADMIN };
 #[test]
 fn d38_a_controller_of_another_subsystem() {
     let rig = Rig::new();
-    let other = subsystem(&rig.shards, "nqn.2024-01.test:other");
+    let other = subsystem(rig.shards.handles(), "nqn.2024-01.test:other");
     rig.target.listen(rig.addr, &other).unwrap();
     let mut admin = Host::open(rig.addr, 0);
     let cntlid = admin.connect_admin(SUBNQN, 0);

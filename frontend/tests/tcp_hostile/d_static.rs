@@ -26,7 +26,7 @@ fn cntlid_is_wrong() -> (Status, u32) {
 
 /// A subsystem whose controllers are the static ones 5, with at most two I/O queues, and 1, beside the rig's dynamic ones.
 fn fixed(rig: &Rig) -> std::sync::Arc<frontend::Subsystem> {
-    let fixed = subsystem(&rig.shards, FIXED);
+    let fixed = subsystem(rig.shards.handles(), FIXED);
     fixed.add_namespace(namespace(1, 512, 1 << 20)).unwrap();
     for shard in rig.shards.handles() {
         shard.call(|_| ());
@@ -141,7 +141,7 @@ fn discovered(rig: &Rig, count: usize) -> Vec<DiscoveryEntry> {
 #[test]
 fn a_port_keeps_its_identifier_while_others_come_and_go() {
     let rig = Rig::new();
-    let other = subsystem(&rig.shards, FIXED);
+    let other = subsystem(rig.shards.handles(), FIXED);
     let listen = || rig.target.listen("127.0.0.1:0".parse().unwrap(), &other).unwrap();
     let ports = |count| -> std::collections::BTreeMap<String, u16> {
         let entries = discovered(&rig, count).into_iter();
