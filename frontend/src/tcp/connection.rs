@@ -74,7 +74,7 @@ pub(super) struct Connection {
     pub rx: RefCell<Receiver>,
     /// A receive is out, or due.
     receiving: Cell<bool>,
-    /// It begins at the end of the turn.
+    /// One is due: it begins at the end of the turn.
     due: Cell<bool>,
     pub tx: RefCell<Sender>,
     noted: Cell<bool>,
