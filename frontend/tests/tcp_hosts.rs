@@ -51,13 +51,18 @@ fn told(admin: &mut Host, event: u32) {
     assert_eq!((cqe.cid, cqe.dw0), (999, event));
 }
 
-/// Nothing was told, and nothing is on its way: the next answer is that of a command of now.
-fn told_nothing(rig: &Rig, admin: &mut Host) {
+/// News is on its way no more: it goes from shard to shard, and makes more.
+fn settle(rig: &Rig) {
     for _ in 0..3 {
         for shard in rig.shards.handles() {
             shard.call(|_| ());
         }
     }
+}
+
+/// Nothing was told, and nothing is on its way: the next answer is that of a command of now.
+fn told_nothing(rig: &Rig, admin: &mut Host) {
+    settle(rig);
     admin.property_get(offset::CSTS, 0);
 }
 
@@ -254,9 +259,7 @@ fn changes_of_many_namespaces_are_told_once() {
             seen.extend(look(&mut host));
         }
     });
-    for shard in rig.shards.handles() {
-        shard.call(|_| ());
-    }
+    settle(&rig);
     seen.extend(look(&mut host));
     assert!(seen.into_iter().eq(3..=10));
     told_nothing(&rig, &mut host);
