@@ -22,6 +22,7 @@ const REGION_WRITE: u16 = 10;
 const DEVICE_RESET: u16 = 13;
 
 const REPLY: u32 = 1;
+const NO_REPLY: u32 = 1 << 4;
 const ERROR: u32 = 1 << 5;
 /// The longest message that this client takes.
 const MAX_MESSAGE: usize = 1 << 20;
@@ -51,6 +52,16 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
+/// The body of a region write.
+fn written(region: u32, offset: u64, bytes: &[u8]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(16 + bytes.len());
+    body.extend_from_slice(&offset.to_le_bytes());
+    body.extend_from_slice(&region.to_le_bytes());
+    body.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    body.extend_from_slice(bytes);
+    body
+}
+
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
@@ -76,15 +87,22 @@ impl Client {
         Ok(client)
     }
 
-    fn call(&mut self, command: u16, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+    /// A message: its header, with these flags, and its body.
+    fn message(&mut self, command: u16, flags: u32, body: &[u8]) -> Vec<u8> {
         self.next_id = self.next_id.wrapping_add(1);
         let size = 16 + body.len() as u32;
         let mut message = Vec::with_capacity(size as usize);
         message.extend_from_slice(&self.next_id.to_le_bytes());
         message.extend_from_slice(&command.to_le_bytes());
         message.extend_from_slice(&size.to_le_bytes());
-        message.extend_from_slice(&[0; 8]);
+        message.extend_from_slice(&flags.to_le_bytes());
+        message.extend_from_slice(&[0; 4]);
         message.extend_from_slice(body);
+        message
+    }
+
+    fn call(&mut self, command: u16, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let message = self.message(command, 0, body);
         self.send(&message, fds)?;
         let mut received = Vec::new();
         let header = self.receive(16, &mut received)?;
@@ -229,12 +247,16 @@ impl Client {
     /// # Errors
     /// The server's.
     pub fn write(&mut self, region: u32, offset: u64, bytes: &[u8]) -> Result<()> {
-        let mut body = Vec::with_capacity(16 + bytes.len());
-        body.extend_from_slice(&offset.to_le_bytes());
-        body.extend_from_slice(&region.to_le_bytes());
-        body.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-        body.extend_from_slice(bytes);
-        self.call(REGION_WRITE, &body, &[]).map(drop)
+        self.call(REGION_WRITE, &written(region, offset, bytes), &[]).map(drop)
+    }
+
+    /// As [`Client::write`], without an answer, as QEMU writes: for doorbells, which nobody waits for.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn post(&mut self, region: u32, offset: u64, bytes: &[u8]) -> Result<()> {
+        let message = self.message(REGION_WRITE, NO_REPLY, &written(region, offset, bytes));
+        self.send(&message, &[])
     }
 
     /// Has interrupts `start ..` of an index delivered to eventfds.

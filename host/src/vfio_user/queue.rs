@@ -100,7 +100,7 @@ impl Rings {
             return Ok(());
         }
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        client.write(0, u64::from(at), &u32::from(value).to_le_bytes())
+        client.post(0, u64::from(at), &u32::from(value).to_le_bytes())
     }
 
     pub(super) fn ring_sq(&mut self) -> Result<()> {
