@@ -105,6 +105,16 @@ pub struct Serve {
     /// Shards to serve on when `--cpus` is not given.
     #[arg(long, env = "ISTHMUS_SHARDS", default_value_t = 1, value_name = "N", conflicts_with = "cpus")]
     pub shards: usize,
+    /// Microseconds that a shard without work looks for some before it sleeps. A large number, such as 1000000000, is a
+    /// shard that never sleeps: it spares the time of waking and costs a CPU each.
+    #[arg(
+        long,
+        env = "ISTHMUS_SPIN",
+        default_value_t = 50,
+        value_parser = clap::value_parser!(u64).range(..=1_000_000_000_000),
+        value_name = "MICROSECONDS"
+    )]
+    pub spin: u64,
     /// Doorbells of vfio-user controllers, by the PCIe port that they are on: the first for controllers declared with
     /// `port_id` 0, the next for `port_id` 1, such as `mapped,trapped`.
     #[arg(

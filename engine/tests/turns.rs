@@ -79,6 +79,39 @@ fn a_shard_that_must_look_sees_what_no_event_tells() {
     shards.stop();
 }
 
+#[test]
+fn a_shard_looks_for_work_for_as_long_as_it_is_told() {
+    #[derive(Default)]
+    struct Looks {
+        turns: AtomicUsize,
+        sleeps: AtomicUsize,
+    }
+    struct Watch(Arc<Looks>);
+    impl Poller for Watch {
+        fn poll(self: Rc<Self>) -> bool {
+            self.0.turns.fetch_add(1, Ordering::Relaxed);
+            false
+        }
+        fn sleep(&self) -> Wake {
+            self.0.sleeps.fetch_add(1, Ordering::Relaxed);
+            Wake::Look
+        }
+    }
+    let watch = |spin, until: fn(&Looks) -> bool| {
+        let looks = Arc::<Looks>::default();
+        let shards = Shards::start(&Config { spin, ..Config::default() }).unwrap();
+        let theirs = looks.clone();
+        shards.handles()[0].run(|shard| drop(shard.add_poller(Rc::new(Watch(theirs)))));
+        while !until(&looks) {
+            std::thread::yield_now();
+        }
+        shards.stop();
+        looks.sleeps.load(Ordering::Relaxed)
+    };
+    assert_eq!(watch(Duration::from_secs(3600), |looks| looks.turns.load(Ordering::Relaxed) > 10_000), 0);
+    assert!(watch(Duration::ZERO, |looks| looks.sleeps.load(Ordering::Relaxed) > 10) > 10);
+}
+
 /// Counts its turns, and may take another out of the walk.
 struct Counter {
     turns: Cell<usize>,

@@ -149,7 +149,7 @@ fn shards(args: &Serve) -> engine::Config {
         Some(cpus) => cpus.0.iter().copied().map(Some).collect(),
         None => vec![None; args.shards.max(1)],
     };
-    engine::Config { cpus, ..engine::Config::default() }
+    engine::Config { cpus, spin: Duration::from_micros(args.spin), ..engine::Config::default() }
 }
 
 fn warn_of_strangers(addr: SocketAddr) {
@@ -164,5 +164,25 @@ fn warn_of_strangers(addr: SocketAddr) {
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(false, &[state]) {
         tracing::warn!(%error, "cannot tell the service manager");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn shards_are_as_the_command_line_says() {
+        let of = |line: &str| match Cli::parse_from(line.split(' ')).command {
+            Command::Serve(args) => shards(&args),
+            _ => unreachable!("{line}"),
+        };
+        let two = of("isthmus serve --cpus 2,5 --spin 700");
+        assert_eq!((two.cpus, two.spin), (vec![Some(2), Some(5)], Duration::from_micros(700)));
+        let one = of("isthmus serve");
+        assert_eq!((one.cpus, one.spin), (vec![None], engine::Config::default().spin));
     }
 }

@@ -1,8 +1,6 @@
 //! How shards run: each on a thread of its own, in real time.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,7 +13,7 @@ use crate::ring::{self, Ring};
 pub struct Config {
     /// One shard for each entry, pinned to that CPU if one is named.
     pub cpus: Vec<Option<usize>>,
-    /// How long a shard looks for work before it sleeps.
+    /// How long a shard that has none looks for work before it sleeps.
     pub spin: Duration,
     /// The longest that a sleeping shard goes without looking at pollers that no event announces. When they have had
     /// nothing for half a second or more it goes longer, at most sixteen times as long, where looks cost more than a third
@@ -36,19 +34,11 @@ const LONGEST: u64 = 16;
 /// Looks whose cost is measured together.
 const MEASURED: u64 = 16;
 
-/// Time a shard spent at work and asleep, in nanoseconds.
-#[derive(Debug, Default)]
-struct Usage {
-    busy: AtomicU64,
-    total: AtomicU64,
-}
-
 /// The shards of this process.
 #[derive(Debug)]
 pub struct Shards {
     handles: Vec<ShardHandle>,
     threads: Vec<JoinHandle<()>>,
-    usage: Vec<Arc<Usage>>,
 }
 
 impl Shards {
@@ -62,13 +52,12 @@ impl Shards {
     }
 
     fn start_with_rings(config: &Config, entries: u32) -> io::Result<Self> {
-        let mut shards = Shards { handles: Vec::new(), threads: Vec::new(), usage: Vec::new() };
+        let mut shards = Shards { handles: Vec::new(), threads: Vec::new() };
         // One zero for all clocks, so that times may cross shards.
         let zero = Instant::now();
         for (id, cpu) in config.cpus.iter().copied().enumerate() {
             let (tx, rx) = std::sync::mpsc::sync_channel(1);
-            let usage = Arc::<Usage>::default();
-            let (config, theirs) = (config.clone(), usage.clone());
+            let config = config.clone();
             let run = move || {
                 let shard = match make(id, cpu, zero, entries) {
                     Ok(shard) => shard,
@@ -77,13 +66,12 @@ impl Shards {
                 let _ = tx.send(Ok(shard.handle()));
                 // Also when it panics: nobody is to wait for a shard that has ended.
                 let shard = Closing(shard);
-                work(&shard.0, &config, &theirs);
+                work(&shard.0, &config);
             };
             let thread = std::thread::Builder::new().name(format!("shard{id}")).spawn(run)?;
             let handle = rx.recv().map_err(|_| io::Error::other("the shard ended at once"))??;
             shards.handles.push(handle);
             shards.threads.push(thread);
-            shards.usage.push(usage);
         }
         Ok(shards)
     }
@@ -91,14 +79,6 @@ impl Shards {
     /// How to reach each of them.
     pub fn handles(&self) -> &[ShardHandle] {
         &self.handles
-    }
-
-    /// Share of the time that each shard was awake since it started, 0 to 1.
-    pub fn busy(&self) -> Vec<f64> {
-        let share = |u: &Arc<Usage>| {
-            u.busy.load(Ordering::Relaxed) as f64 / u.total.load(Ordering::Relaxed).max(1) as f64
-        };
-        self.usage.iter().map(share).collect()
     }
 
     /// Stops them after their present turn and waits: the caller has drained them before. Dropping them is the same.
@@ -141,31 +121,26 @@ fn make(id: usize, cpu: Option<usize>, zero: Instant, entries: u32) -> io::Resul
 }
 
 /// The life of a shard's thread.
-fn work(shard: &Shard, config: &Config, usage: &Usage) {
+fn work(shard: &Shard, config: &Config) {
     let spin = config.spin.as_nanos() as u64;
     let mut looks = Looks { spin, look: config.look.as_nanos() as u64, cost: 0, looked: 0, cpu: 0 };
     shard.0.ring.watch(shard.0.inbox.event());
     shard.enter(|| {
         let mut idle_since = shard.now();
         while !shard.0.stopping.get() {
-            let before = shard.now();
             if shard.turn() {
                 idle_since = shard.now();
-                account(usage, idle_since - before, idle_since - before);
                 continue;
             }
             let now = shard.now();
-            account(usage, now - before, now - before);
             if now - idle_since < spin {
                 std::hint::spin_loop();
                 continue;
             }
             sleep(shard, &mut looks, idle_since);
-            let looked = shard.now();
-            account(usage, 0, looked - now);
-            if looked - now < 1000 {
+            if shard.now() - now < 1000 {
                 // The sleep was no sleep: something had come.
-                idle_since = looked;
+                idle_since = shard.now();
             }
         }
         shard.drain();
@@ -211,12 +186,6 @@ impl Looks {
 fn cpu_time() -> u64 {
     let time = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID.now().map(Duration::from);
     time.map_or(0, |time| time.as_nanos() as u64)
-}
-
-fn account(usage: &Usage, busy: u64, total: u64) {
-    let add = |to: &AtomicU64, n| to.store(to.load(Ordering::Relaxed) + n, Ordering::Relaxed);
-    add(&usage.busy, busy);
-    add(&usage.total, total);
 }
 
 /// Waits in the ring until an event, a timer, or a poller that no event announces has work. A look that finds nothing is
