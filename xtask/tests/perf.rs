@@ -55,7 +55,7 @@ fn start_peer(program: &Path, directory: &Path) -> (Peer, SocketAddr) {
 }
 
 #[test]
-fn a_comparison_in_two_pieces_makes_one_page() {
+fn a_comparison_in_pieces_makes_one_page() {
     let Some(program) = program() else {
         eprintln!("skipped: ISTHMUS_BIN names no program, and none lies beside xtask");
         return;
@@ -80,10 +80,19 @@ fn a_comparison_in_two_pieces_makes_one_page() {
             assert!(second.contains(&format!("| {row} | {name} | ")), "{second}");
         }
     }
+    let third = perf("waking-trapped-10000");
+    assert!(third.contains("| waking-trapped-10000 p50, µs over ours without sleep | "), "{third}");
+    for name in ["Isthmus", "Isthmus that never sleeps"] {
+        assert!(third.contains(&format!("| waking-trapped-10000 | {name} | ")), "{third}");
+    }
     let html = fs::read_to_string(&page).unwrap();
-    for text in
-        ["against nvmet", "tcp-128k-write-8 IOPS", "at-70% p99.9 over p50", "<h2>The machine</h2>", "</html>"]
-    {
+    for text in [
+        "against nvmet,",
+        "tcp-128k-write-8 IOPS",
+        "at-70% p99.9 over p50",
+        "<h2>The machine</h2>",
+        "</html>",
+    ] {
         assert!(html.contains(text), "no {text}: {html}");
     }
     assert!(!html.contains("http"), "it needs nothing but itself");

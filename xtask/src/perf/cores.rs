@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
+use super::wake;
+
 /// Times that a line of memory goes there and back in one measurement, and measurements whose median counts.
 const ROUNDS: u32 = 500;
 const MEASURED: usize = 21;
@@ -76,6 +78,15 @@ impl Cores {
         self.cpus.map(each).join("; ")
     }
 
+    /// For the page: what a bare thread of the target's CPU needs to be woken, without any target.
+    pub fn wakes(&self) -> String {
+        let each = |gap: Duration| match wake::cost(self.cpus, gap) {
+            Some(micros) => format!("{micros:.0} µs after {:.1} ms", gap.as_secs_f64() * 1e3),
+            None => "unknown".into(),
+        };
+        wake::GAPS.map(each).join(", ")
+    }
+
     /// For the page.
     pub fn describe(&self) -> String {
         if self.least.get().is_infinite() {
@@ -111,7 +122,7 @@ fn stalls(cpu: usize) -> Option<(f64, f64)> {
     std::thread::spawn(run).join().ok().flatten()
 }
 
-fn pin(cpu: usize) -> Option<()> {
+pub(super) fn pin(cpu: usize) -> Option<()> {
     let mut set = CpuSet::new();
     set.set(cpu).ok()?;
     sched_setaffinity(Pid::from_raw(0), &set).ok()

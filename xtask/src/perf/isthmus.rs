@@ -10,8 +10,15 @@ use anyhow::{Context, Result};
 
 use super::target::{BLOCKS, CROWD, IDLE, KEYS, NAMESPACES, Setup, Target, free_port, nqn};
 
-/// Starts it as it is to be measured.
-pub fn start(program: &Path, directory: &Path, cpus: &str, setup: Setup) -> Result<Target> {
+/// Starts it as it is to be measured, with these flags of `serve` besides.
+pub fn start(
+    name: &str,
+    program: &Path,
+    directory: &Path,
+    cpus: &str,
+    setup: Setup,
+    flags: &[&str],
+) -> Result<Target> {
     fs::create_dir_all(directory)?;
     let port = free_port()?;
     let (mut first, mut second) = (String::new(), String::new());
@@ -24,6 +31,11 @@ pub fn start(program: &Path, directory: &Path, cpus: &str, setup: Setup) -> Resu
         Setup::Shards(_) => {
             volume(&mut first, "malloc", "ram-volume");
             subsystem(&mut first, "memory", &["ram-volume"], Some(port), false);
+        }
+        Setup::Waking => {
+            volume(&mut first, "malloc", "ram-volume");
+            subsystem(&mut first, "memory", &["ram-volume"], Some(port), true);
+            device(&mut first, "memory", 1);
         }
         Setup::Crowd => {
             volume(&mut first, "malloc", "crowd-volume");
@@ -42,11 +54,11 @@ pub fn start(program: &Path, directory: &Path, cpus: &str, setup: Setup) -> Resu
             // there.
             fs::write(directory.join("key"), (0..KEYS.len() as u8 * 32).collect::<Vec<u8>>())?;
             chain(&mut second, port, &directory.join("key"));
-            serve(program, directory, cpus, &first, port)?.stop()?;
-            return serve(program, directory, cpus, &second, port);
+            serve(name, program, directory, cpus, &first, port, flags)?.stop()?;
+            return serve(name, program, directory, cpus, &second, port, flags);
         }
     }
-    serve(program, directory, cpus, &first, port)
+    serve(name, program, directory, cpus, &first, port, flags)
 }
 
 /// So many vfio-user controllers, each of a subsystem of its own.
@@ -106,30 +118,44 @@ fn subsystem(to: &mut String, id: &str, volumes: &[&str], port: Option<u16>, soc
         );
     }
     if socket {
-        let _ = write!(
-            to,
-            "[[nvme_controllers]]\nid = \"pcie0\"\nparent = \"{id}\"\n\
-             spec = {{ trtype = \"NVME_TRANSPORT_TYPE_PCIE\", pcie_id = {{ port_id = 0, physical_function = 0, \
-             virtual_function = 0 }} }}\n\n"
-        );
+        device(to, id, 0);
     }
 }
 
-fn serve(program: &Path, directory: &Path, cpus: &str, config: &str, port: u16) -> Result<Target> {
+/// A vfio-user controller on a PCIe port: the doorbells of port 0 are mapped, those of port 1 trapped.
+fn device(to: &mut String, subsystem: &str, port: u8) {
+    let _ = write!(
+        to,
+        "[[nvme_controllers]]\nid = \"pcie{port}\"\nparent = \"{subsystem}\"\n\
+         spec = {{ trtype = \"NVME_TRANSPORT_TYPE_PCIE\", pcie_id = {{ port_id = {port}, physical_function = 0, \
+         virtual_function = 0 }} }}\n\n"
+    );
+}
+
+fn serve(
+    name: &str,
+    program: &Path,
+    directory: &Path,
+    cpus: &str,
+    config: &str,
+    port: u16,
+    flags: &[&str],
+) -> Result<Target> {
     let grpc = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
     let log = directory.join("log");
-    for name in ["ctrlr", "state"] {
-        fs::create_dir_all(directory.join(name))?;
+    for part in ["ctrlr", "state"] {
+        fs::create_dir_all(directory.join(part))?;
     }
     fs::write(directory.join("config.toml"), config)?;
     let mut command = Command::new(program);
     command.args(["serve", "--die-with-parent", "--grpc-addr", &grpc.to_string(), "--cpus", cpus]);
+    command.args(["--doorbells", "mapped,trapped"]).args(flags);
     command.arg("--config").arg(directory.join("config.toml"));
     command.arg("--ctrlr-dir").arg(directory.join("ctrlr")).arg("--state-dir").arg(directory.join("state"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&log)?);
     let child = command.spawn().context("isthmus serve does not start")?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let mut target = Target::new("Isthmus", child, address, directory.join("ctrlr"), log);
+    let mut target = Target::new(name, child, address, directory.join("ctrlr"), log);
     // What stands on a remote comes when the remote answers, which is after the server does.
     let devices = config.matches("NVME_TRANSPORT_TYPE_PCIE").count();
     let there = || fs::read_dir(directory.join("ctrlr")).map_or(0, Iterator::count);

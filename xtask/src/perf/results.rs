@@ -13,7 +13,7 @@ use super::run::{Run, Runs};
 
 #[derive(Default)]
 pub struct Results {
-    /// The targets' names: Isthmus, and the peer.
+    /// The targets' names: Isthmus, the peer, and Isthmus that never sleeps, as far as they were measured.
     pub names: Vec<String>,
     pub rows: Vec<(Row, Vec<Runs>)>,
     pub idle: Vec<Idle>,
@@ -43,7 +43,7 @@ impl Results {
         if new.rows.is_empty() && new.idle.is_empty() {
             return;
         }
-        if !new.names.is_empty() {
+        if new.names.len() > self.names.len() {
             self.names = new.names;
         }
         if !new.idle.is_empty() {

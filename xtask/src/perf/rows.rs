@@ -9,6 +9,8 @@ pub enum Way {
     Tcp,
     /// vfio-user → RAM.
     VfioUser,
+    /// The same with trapped doorbells, where the target has them.
+    Trapped,
     /// vfio-user → null.
     Null,
     /// vfio-user → XTS-256 → NVMe/TCP → the same process → RAM.
@@ -28,6 +30,7 @@ impl Way {
     pub fn name(self) -> String {
         match self {
             Way::Tcp | Way::VfioUser => "memory".into(),
+            Way::Trapped => "memory.pcie1".into(),
             Way::Null => "null".into(),
             Way::Chain => "chain".into(),
             Way::Four => "four".into(),
@@ -50,6 +53,8 @@ pub enum Goal {
     Latency(f64),
     /// Our p99.9, at most so many times our p50.
     Tail(f64),
+    /// Our p50, at most so many µs more than it is where the shard never sleeps.
+    Waking(f64),
     /// It is a point of a plot.
     None,
 }
@@ -173,6 +178,27 @@ pub fn rows() -> Vec<Row> {
             Some(("namespaces in a subsystem over TCP, 4 KiB random read of one at depth 32", many.into()));
         let id = format!("namespaces-{many}");
         add(id, Way::Namespaces(many), "--pattern randread --depth 32", Goal::None, plot);
+    }
+    for (way, name, goal) in
+        [(Way::Tcp, "tcp", 25.0), (Way::Trapped, "trapped", 25.0), (Way::VfioUser, "mapped", 2000.0)]
+    {
+        let plot = match way {
+            Way::Tcp => "NVMe/TCP, so many 4 KiB reads a second, one at a time",
+            Way::Trapped => "vfio-user with trapped doorbells, so many 4 KiB reads a second, one at a time",
+            _ => "vfio-user with mapped doorbells, so many 4 KiB reads a second, one at a time",
+        };
+        for rate in [10_000u16, 2_000, 100] {
+            rows.push(Row {
+                id: format!("waking-{name}-{rate}"),
+                setup: Setup::Waking,
+                way,
+                load: words(&format!("--pattern randread --depth 1 --rate {rate}")),
+                writes: false,
+                pace: None,
+                goal: Goal::Waking(goal),
+                plot: Some((plot, rate.into())),
+            });
+        }
     }
     for shards in [1u16, 2] {
         rows.push(Row {

@@ -24,7 +24,7 @@ pub fn start(root: &Path, directory: &Path, cpus: &str, setup: Setup) -> Result<
     command.current_dir(directory);
     // Without huge pages it takes this much address space; what it touches of it is what counts.
     let mebibytes = match setup {
-        Setup::Idle | Setup::Shards(_) => "1024",
+        Setup::Idle | Setup::Waking | Setup::Shards(_) => "1024",
         Setup::Paths => "2048",
         Setup::Crowd => "8192",
     };
@@ -97,9 +97,9 @@ fn declare(rpc: &Path, sockets: &Path, port: u16, setup: Setup) -> Result<()> {
             expose("memory", &["null-volume"], true, false)?;
             return alone(IDLE);
         }
-        Setup::Shards(_) => {
+        Setup::Shards(_) | Setup::Waking => {
             ram("ram-volume", BLOCKS)?;
-            return expose("memory", &["ram-volume"], true, false);
+            return expose("memory", &["ram-volume"], true, setup == Setup::Waking);
         }
         Setup::Crowd => {
             ram("crowd-volume", BLOCKS)?;

@@ -28,11 +28,16 @@ pub const CROWD: usize = 200;
 /// Namespaces of one subsystem each, for what many of them cost.
 pub const NAMESPACES: [u16; 3] = [1, 64, 1024];
 
+/// The name of [`Kind::Awake`].
+pub const AWAKE: &str = "Isthmus that never sleeps";
+
 /// What a target has when it is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setup {
     /// A subsystem for each path.
     Paths,
+    /// A subsystem over TCP and vfio-user, with both kinds of doorbells where there are two.
+    Waking,
     /// A subsystem over TCP for many connections, [`CROWD`] with a vfio-user controller, and one each with [`NAMESPACES`].
     Crowd,
     /// A subsystem over TCP, served on so many CPUs.
@@ -82,7 +87,8 @@ impl Target {
             let nqn = only.clone().unwrap_or_else(|| nqn(&way.name()));
             return Some(vec!["--tcp".into(), address.to_string(), "--nqn".into(), nqn]);
         }
-        self.socket(&way.name())
+        let socket = self.sockets.as_ref()?.join(way.name());
+        socket.exists().then(|| self.socket(&way.name()))?
     }
 
     /// How bench reaches the vfio-user controller of a subsystem.
@@ -143,6 +149,8 @@ impl Drop for Target {
 pub enum Kind {
     /// The release build.
     Isthmus(PathBuf),
+    /// The same, with shards that never sleep.
+    Awake(PathBuf),
     /// An installed SPDK: its directory.
     Spdk(PathBuf),
     /// A target that somebody has set up: a subsystem with one namespace at an address.
@@ -160,10 +168,24 @@ impl Kind {
         Ok(Kind::There { name: name.to_owned(), address: address.parse()?, nqn: nqn.to_owned() })
     }
 
+    /// The same with shards that never sleep, if it is ours.
+    pub fn awake(&self) -> Option<Self> {
+        match self {
+            Kind::Isthmus(program) => Some(Kind::Awake(program.clone())),
+            _ => None,
+        }
+    }
+
     /// Starts it.
     pub fn start(&self, directory: &Path, cpus: &str, setup: Setup) -> Result<Target> {
         match self {
-            Kind::Isthmus(program) => isthmus::start(program, &directory.join("isthmus"), cpus, setup),
+            Kind::Isthmus(program) => {
+                isthmus::start("Isthmus", program, &directory.join("isthmus"), cpus, setup, &[])
+            }
+            Kind::Awake(program) => {
+                let spins = ["--spin", "1000000000"];
+                isthmus::start(AWAKE, program, &directory.join("awake"), cpus, setup, &spins)
+            }
             Kind::Spdk(root) => spdk::start(root, &directory.join("spdk"), cpus, setup),
             Kind::There { name, address, nqn } => Ok(Target {
                 name: name.clone(),
