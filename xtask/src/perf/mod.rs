@@ -281,9 +281,12 @@ fn undisturbed(
         let others = taken(options, target) - before;
         target.pause(true)?;
         let between = cores.between();
-        // Connecting takes its time too. With two shards the load's CPU is one of the target's.
-        let share =
-            if row.setup == Setup::Shards(2) { 0.0 } else { others / since.elapsed().as_secs_f64().max(1.0) };
+        // Connecting takes its time too. With two shards the load's CPU is one of the target's. On a CPU that sleeps the
+        // kernel counts by ticks which come while it is awake: too much.
+        let share = match row.setup {
+            Setup::Shards(2) | Setup::Waking => 0.0,
+            _ => others / since.elapsed().as_secs_f64().max(1.0),
+        };
         match run.and_then(|json| Run::of(row, &json)) {
             Ok(_) if share > DISTURBED && trial < TRIALS => {}
             Ok(_) if !cores.is_near(between) && trial < TRIALS => cores.repeats(),
