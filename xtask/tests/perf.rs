@@ -82,7 +82,7 @@ fn a_comparison_in_pieces_makes_one_page() {
     }
     let third = perf("waking-trapped-10000");
     assert!(third.contains("| waking-trapped-10000 p50, µs over ours without sleep | "), "{third}");
-    for name in ["Isthmus", "Isthmus that never sleeps"] {
+    for name in ["Isthmus", "Isthmus awake"] {
         assert!(third.contains(&format!("| waking-trapped-10000 | {name} | ")), "{third}");
     }
     let html = fs::read_to_string(&page).unwrap();

@@ -314,11 +314,14 @@ fn charts(results: &Results) -> String {
             _ => ("depth", Scale::Logarithmic),
         };
         let _ = write!(html, "<h2>{}</h2><div class=\"charts\">", escape(plot));
-        html += &chart("I/Os a second", [x, ("", Scale::Linear)], &points(|run| run.iops));
+        // Where the pace is given it says nothing.
+        if x.0 != "reads a second" {
+            html += &chart("I/Os a second", [x, ("", Scale::Linear)], &points(|run| run.iops));
+        }
         html += &chart("p50 in µs", [x, ("", Scale::Logarithmic)], &points(|run| run.at(50.0)));
         html += &chart("p99 in µs", [x, ("", Scale::Logarithmic)], &points(|run| run.at(99.0)));
         html += &chart(
-            "CPU of the target, µs per I/O",
+            "target's CPU, µs per I/O",
             [x, ("", Scale::Linear)],
             &points(|run| run.cpu.unwrap_or_default()),
         );

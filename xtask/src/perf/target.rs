@@ -29,7 +29,7 @@ pub const CROWD: usize = 200;
 pub const NAMESPACES: [u16; 3] = [1, 64, 1024];
 
 /// The name of [`Kind::Awake`].
-pub const AWAKE: &str = "Isthmus that never sleeps";
+pub const AWAKE: &str = "Isthmus awake";
 
 /// What a target has when it is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
