@@ -101,7 +101,9 @@ fn a_shard_looks_for_work_for_as_long_as_it_is_told() {
         let looks = Arc::<Looks>::default();
         let shards = Shards::start(&Config { spin, ..Config::default() }).unwrap();
         let theirs = looks.clone();
-        shards.handles()[0].run(|shard| drop(shard.add_poller(Rc::new(Watch(theirs)))));
+        shards.handles()[0].run(|shard| {
+            shard.add_poller(Rc::new(Watch(theirs)));
+        });
         while !until(&looks) {
             std::thread::yield_now();
         }
