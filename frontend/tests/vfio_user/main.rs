@@ -31,6 +31,7 @@ mod verify;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backend::ram::RamVolume;
 use frontend::{Doorbells, Subsystem};
 use nvme_proto::dptr::{SglDescriptor, SglSubtype, SglType};
 use nvme_proto::zerocopy::IntoBytes;
@@ -333,8 +334,12 @@ fn shadow_doorbells_spare_writes_and_lose_no_command() {
 
 #[test]
 fn g74_doorbells_that_make_no_sense_are_events() {
-    for (name, doorbells) in BOTH {
-        let rig = Rig::new(&format!("bell-{name}"), doorbells);
+    // Also where the shard never sleeps, or is kept awake.
+    let kinds = BOTH.map(|(name, doorbells)| (name, doorbells, engine::Config::default().spin));
+    let awake = ("awake", Doorbells::Mapped, Duration::from_secs(3600));
+    for (name, doorbells, spin) in kinds.into_iter().chain([awake]) {
+        let volume = RamVolume::new(512, (64 << 20) / 512).unwrap();
+        let rig = Rig::spinning(&format!("bell-{name}"), doorbells, volume, spin);
         let mut c = rig.host();
         let mut q = c.create(1, 16);
         let mut admin = std::mem::replace(&mut c.admin, client::none());

@@ -50,9 +50,14 @@ impl Rig {
 
     /// One whose namespace is that volume.
     pub fn over(name: &str, doorbells: Doorbells, volume: Arc<dyn Volume>) -> Self {
+        Self::spinning(name, doorbells, volume, Config::default().spin)
+    }
+
+    /// One whose shards look for work for so long before they sleep.
+    pub fn spinning(name: &str, doorbells: Doorbells, volume: Arc<dyn Volume>, spin: Duration) -> Self {
         memory::confine();
         let dir = std::env::temp_dir().join(format!("isthmus-{name}-{}", std::process::id()));
-        let shards = Shards::start(&Config { cpus: vec![None, None], ..Config::default() }).unwrap();
+        let shards = Shards::start(&Config { cpus: vec![None, None], spin, ..Config::default() }).unwrap();
         let config = SubsystemConfig {
             nqn: Nqn::new("nqn.2024-01.test:disk").unwrap(),
             serial: "TEST0001".into(),

@@ -63,6 +63,8 @@ pub(crate) struct Function {
     /// Delete I/O Submission Queue commands that wait for the queue's end.
     deleting: RefCell<Vec<(Rc<Queue<Sq>>, Ticket)>>,
     poller: Cell<Option<PollerId>>,
+    /// Polls in a row that found nothing.
+    vain: Cell<u32>,
     /// [`TurnEnd`] is asked for.
     ending: Cell<bool>,
     /// An error that the host will be told of then.
@@ -127,6 +129,7 @@ impl Function {
             cqs: RefCell::default(),
             deleting: RefCell::default(),
             poller: Cell::new(None),
+            vain: Cell::new(0),
             ending: Cell::new(false),
             event: Cell::new(None),
             condemned: Cell::new(condemnations()),
