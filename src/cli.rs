@@ -105,8 +105,8 @@ pub struct Serve {
     /// Shards to serve on when `--cpus` is not given.
     #[arg(long, env = "ISTHMUS_SHARDS", default_value_t = 1, value_name = "N", conflicts_with = "cpus")]
     pub shards: usize,
-    /// Microseconds that a shard without work looks for some before it sleeps. A large number, such as 1000000000, is a
-    /// shard that never sleeps: it spares the time of waking and costs a CPU each.
+    /// Microseconds that a shard without work looks for some before it sleeps. A large number, such as
+    /// 1000000000000, is a shard that never sleeps: it spares the time of waking and costs a CPU each.
     #[arg(
         long,
         env = "ISTHMUS_SPIN",

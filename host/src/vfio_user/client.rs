@@ -1,4 +1,5 @@
-//! A vfio-user client (protocol 0.1, as of QEMU's and libvfio-user's documents): synchronous, one request at a time.
+//! A vfio-user client (protocol 0.1, as of QEMU's and libvfio-user's documents): synchronous, one
+//! request at a time, but for writes that want no answer.
 
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -165,7 +165,7 @@ pub fn chart(title: &str, axes: [(&str, Scale); 2], series: &[Series]) -> String
         }
     }
     let _ = write!(svg, "<text text-anchor=\"end\" x=\"{:.1}\" y=\"16\">", WIDTH - RIGHT);
-    for (i, series) in series.iter().enumerate() {
+    for (i, series) in series.iter().enumerate().filter(|(_, series)| !series.points.is_empty()) {
         let _ = write!(svg, "<tspan class=\"s{i}\" dx=\"10\">{}</tspan>", escape(&series.name));
     }
     svg + "</text></svg>\n"

@@ -147,7 +147,12 @@ fn measure(
         let awake = (setup == Setup::Waking).then(|| kinds[0].awake()).flatten();
         let kinds: Vec<Kind> = kinds.iter().cloned().chain(awake).collect();
         let targets = start(program, root, options, &kinds, setup, &rows, directory)?;
-        let names: Vec<String> = targets.iter().map(|target| target.name.clone()).collect();
+        let mut names: Vec<String> = targets.iter().map(|target| target.name.clone()).collect();
+        // The peer's place is the second, whether there is one or not.
+        let no_peer = setup == Setup::Waking && targets.len() == 2;
+        if no_peer {
+            names.insert(1, String::new());
+        }
         if names.len() > results.names.len() {
             results.names = names;
         }
@@ -169,6 +174,9 @@ fn measure(
                     runs = again;
                 }
                 cores.repeats();
+            }
+            if no_peer {
+                runs.insert(1, Runs::new());
             }
             results.rows.push((row.clone(), runs));
         }

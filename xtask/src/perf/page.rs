@@ -7,7 +7,6 @@ use super::cores::APART;
 use super::results::Results;
 use super::rows::{Goal, Row};
 use super::run::{Run, Runs, Spread, furthest, spread};
-use super::target::AWAKE;
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--a:#0b62c4;--b:#c4500b;--c:#1a7f37;--line:#8886}\
@@ -211,7 +210,7 @@ pub fn page(results: &Results) -> String {
     let against = results
         .names
         .get(1)
-        .filter(|name| *name != AWAKE)
+        .filter(|name| !name.is_empty())
         .map_or(String::new(), |peer| format!(" against {}", escape(peer)));
     let _ = write!(
         html,

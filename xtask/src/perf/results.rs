@@ -13,7 +13,7 @@ use super::run::{Run, Runs};
 
 #[derive(Default)]
 pub struct Results {
-    /// The targets' names: Isthmus, the peer, and Isthmus that never sleeps, as far as they were measured.
+    /// The targets' names: Isthmus, the peer, and Isthmus that never sleeps; empty or left out where it was not measured.
     pub names: Vec<String>,
     pub rows: Vec<(Row, Vec<Runs>)>,
     pub idle: Vec<Idle>,
@@ -43,8 +43,10 @@ impl Results {
         if new.rows.is_empty() && new.idle.is_empty() {
             return;
         }
-        if new.names.len() > self.names.len() {
-            self.names = new.names;
+        // A piece may have fewer targets than another; each has its place.
+        for (i, name) in new.names.into_iter().enumerate().filter(|(_, name)| !name.is_empty()) {
+            self.names.resize(self.names.len().max(i + 1), String::new());
+            self.names[i] = name;
         }
         if !new.idle.is_empty() {
             self.idle = new.idle;
@@ -117,7 +119,15 @@ mod tests {
         all.merge(results(&["null-randread-128", "tcp-randread-1"], 10.0));
         all.save(&path).unwrap();
         let mut all = Results::load(&path).unwrap();
+        // Without a peer, and with what never sleeps.
+        let mut alone = results(&[], 10.0);
+        alone.names = ["Isthmus", "", "Isthmus awake"].map(String::from).to_vec();
+        alone.rows = results(&["waking-tcp-100"], 10.0).rows;
+        all.merge(alone);
+        assert_eq!(all.names, ["Isthmus", "SPDK", "Isthmus awake"]);
+        all.rows.retain(|(row, _)| row.id != "waking-tcp-100");
         all.merge(results(&["tcp-randread-1", "tcp-randread-2"], 20.0));
+        assert_eq!(all.names.len(), 3);
         let found: Vec<(&str, f64)> =
             all.rows.iter().map(|(row, runs)| (row.id.as_str(), runs[0][0].iops)).collect();
         assert_eq!(found, [("tcp-randread-1", 20.0), ("tcp-randread-2", 20.0), ("null-randread-128", 10.0)]);

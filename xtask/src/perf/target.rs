@@ -183,7 +183,7 @@ impl Kind {
                 isthmus::start("Isthmus", program, &directory.join("isthmus"), cpus, setup, &[])
             }
             Kind::Awake(program) => {
-                let spins = ["--spin", "1000000000"];
+                let spins = ["--spin", "1000000000000"];
                 isthmus::start(AWAKE, program, &directory.join("awake"), cpus, setup, &spins)
             }
             Kind::Spdk(root) => spdk::start(root, &directory.join("spdk"), cpus, setup),
